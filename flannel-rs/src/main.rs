@@ -1,0 +1,3 @@
+//! flannel-rs
+
+fn main() {}

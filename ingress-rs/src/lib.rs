@@ -1,0 +1,1 @@
+//! The HTTP ingress: path prefixes to backends, bodies streamed both ways

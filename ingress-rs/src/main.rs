@@ -1,0 +1,3 @@
+//! ingress-rs
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! interconnect-rs
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The lab: boots the clusters, supervises their daemons, gives the prompt

@@ -1,0 +1,3 @@
+//! knetsim
+
+fn main() {}

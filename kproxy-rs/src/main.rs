@@ -1,0 +1,3 @@
+//! kproxy-rs
+
+fn main() {}
