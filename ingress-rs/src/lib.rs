@@ -57,7 +57,7 @@
 //! rules it began with; connections are not touched. A file with a mistake changes nothing.
 //!
 //! SIGTERM: `/readyz` says 503, the listener closes after its queue is emptied, responses carry `Connection: close`, idle
-//! connections are left open for a quarter of a second (so that a request already on its way is answered) and then closed.
+//! connections are left open for half a second (so that a request already on its way is answered) and then closed.
 //! What is not done after `timeouts.drain` is cut. See [`worker`].
 //!
 //! # Reading order
@@ -73,6 +73,7 @@
 //! - It decodes and normalises paths before it matches: `/svc1/..%2fsvc2` is `/svc2` to it; here such paths are refused.
 //! - It speaks TLS, HTTP/2 and HTTP/3, routes by host name, rewrites, redirects, compresses, caches, limits rates and sizes, serves files.
 //! - It takes a backend that failed out of the rotation for a while (`max_fails`); here each request tries afresh, and once more.
+//! - It passes header names on as the client wrote them; here they are in lower case (names are compared without case).
 //! - It reloads by starting new processes beside the old ones, which go on with the old rules until their last connection ends.
 //!
 //! Sources: RFC 9110 and 9112 (HTTP semantics, HTTP/1.1), RFC 3986 (paths), RFC 6455 (WebSocket), Kubernetes

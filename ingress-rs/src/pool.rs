@@ -114,6 +114,11 @@ impl Pool {
 }
 
 impl Lease {
+    /// The connection has become a tunnel: it never serves another request.
+    pub fn retire(&mut self) {
+        self.keepalive = 0;
+    }
+
     /// Keeps the connection for the next request, unless a body is still on its way, it is closed, or enough are kept.
     pub fn give_back(self) {
         let sent = self.upload.is_none_or(|upload| matches!(upload.state(), UploadState::Complete(_)));

@@ -101,7 +101,7 @@ impl Proxy {
             headers::add_websocket(&mut head.headers);
         }
         head.extensions.clear();
-        let (mut response, lease) = self.send(&routes, &upstream, head, unread).await?;
+        let (mut response, mut lease) = self.send(&routes, &upstream, head, unread).await?;
 
         let failed = |cause: &str| Refusal::Backend {
             backend: lease.backend,
@@ -120,6 +120,7 @@ impl Proxy {
         if let Some(on_client) = on_upgrade {
             headers::add_websocket(response.headers_mut());
             client.conversation.become_tunnel();
+            lease.retire();
             let on_backend = hyper::upgrade::on(&mut response);
             let tunnel = tunnel::run(on_client, on_backend, routes.timeouts.tunnel_idle);
             let open = self.metrics.open_tunnel();
@@ -172,8 +173,9 @@ impl Proxy {
             };
             match (error.take_message(), spare) {
                 (Some(unsent), _) if !last => (head, body) = unsent.into_parts(),
-                (_, Some(spare)) => (head, body) = (spare, RequestBody::none()),
-                (_, None) => {
+                // A parse error means that something was received: then the backend has worked on the request.
+                (_, Some(spare)) if !error.error().is_parse() => (head, body) = (spare, RequestBody::none()),
+                (_, _) => {
                     let cause = with_sources(error.error());
                     let refusal = Refusal::Backend { backend, route: upstream.route.clone(), cause };
                     return Err(blame(upload.as_ref(), routes.timeouts.body_idle).unwrap_or(refusal));

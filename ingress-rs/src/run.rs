@@ -9,11 +9,13 @@
 //!
 //! So a flood of clients cannot keep the operator from being heard, and a student can follow a request on one thread.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,7 @@ impl Ingress {
     ///
     /// [`RunError::Listen`] names the address and the key of the configuration.
     pub fn bind(config: Config, access_log: bool) -> Result<Ingress, RunError> {
+        raise_descriptor_limit(&config);
         let bind = |key, address| listen(address).map_err(|source| RunError::Listen { key, address, source });
         let listener = bind("listen", config.listen)?;
         let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
@@ -88,6 +91,7 @@ impl Ingress {
                 draining: draining.clone(),
                 cut: cut.clone(),
                 access_log: self.access_log,
+                warned: Cell::default(),
             };
             workers.push(WorkerThread::start(number, worker, &self.listener)?);
         }
@@ -199,6 +203,19 @@ struct AbortOnDrop(tokio::task::JoinHandle<()>);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// Asks for as many file descriptors as this process may have: shells give 1024, and each request needs two.
+fn raise_descriptor_limit(config: &Config) {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let limit = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let wanted = 2 * config.max_connections as u64;
+    if limit < wanted {
+        warn!(
+            limit,
+            wanted, "fewer file descriptors than two per connection; lower max_connections or raise `ulimit -Hn`"
+        );
     }
 }
 

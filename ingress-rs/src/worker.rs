@@ -4,6 +4,7 @@
 //! connections by a hash instead of by who is free, would hide that a second ingress listens on the same port, and would reset what
 //! stands in the queue of a worker that closes its socket.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
@@ -17,6 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -34,10 +36,13 @@ const MAX_BUFFER_BYTES: usize = 64 * 1024;
 
 /// How long a drain leaves an idle connection open. A client that is about to send its next request gets it answered, with
 /// `Connection: close`, where an immediate end would lose it.
-const IDLE_LINGER: Duration = Duration::from_millis(250);
+const IDLE_LINGER: Duration = Duration::from_millis(500);
 
 /// How long to wait when the kernel has no descriptor or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a worker says that clients wait.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// What a worker is given.
 #[derive(Debug)]
@@ -54,6 +59,8 @@ pub struct Worker {
     pub cut: CancellationToken,
     /// Whether requests are logged at INFO.
     pub access_log: bool,
+    /// When this worker last said that clients wait for a seat.
+    pub warned: Cell<Option<Instant>>,
 }
 
 impl Worker {
@@ -83,8 +90,8 @@ impl Worker {
             self.serve(accepted, &proxy, &tasks).await;
         }
         // What the kernel has already accepted for us is ours: closing the listener would reset it.
-        while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, self.accept(&listener)).await {
-            self.serve(accepted, &proxy, &tasks).await;
+        while let Ok((Ok(client), seat)) = tokio::time::timeout(Duration::ZERO, self.accept(&listener)).await {
+            self.serve((Ok(client), seat), &proxy, &tasks).await;
         }
         drop(listener);
         tasks.close();
@@ -104,7 +111,11 @@ impl Worker {
         let seat = if let Ok(seat) = self.seats.clone().try_acquire_owned() {
             seat
         } else {
-            warn!("max_connections is reached; new clients wait");
+            // A line per client would add to the burden.
+            if self.warned.get().is_none_or(|warned| warned.elapsed() > WARN_EVERY) {
+                self.warned.set(Some(Instant::now()));
+                warn!("max_connections is reached; new clients wait");
+            }
             self.seats.clone().acquire_owned().await.expect("the semaphore is never closed")
         };
         (listener.accept().await, seat)
