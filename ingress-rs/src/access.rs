@@ -3,6 +3,7 @@
 //! The line is an event of the target `access`, at DEBUG, or at INFO with `--access-log`; what nobody reads is not built.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use hyper::http::uri::Uri;
 use hyper::{Method, StatusCode};
@@ -16,7 +17,7 @@ use crate::upstream::Upstream;
 pub struct Exchange {
     started: Instant,
     bytes: u64,
-    route: Option<std::sync::Arc<Upstream>>,
+    route: Option<Arc<Upstream>>,
     line: Option<Box<Line>>,
 }
 
@@ -55,7 +56,7 @@ impl Exchange {
     }
 
     /// A rule takes the request.
-    pub fn routed(&mut self, route: std::sync::Arc<Upstream>) {
+    pub fn routed(&mut self, route: Arc<Upstream>) {
         self.route = Some(route);
     }
 

@@ -93,7 +93,10 @@ pub fn admit(head: &mut request::Parts) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The body's length must have one meaning (RFC 9112 §6.1). hyper refuses most of what could have two; this holds the rest.
+/// The body's length must have one meaning (RFC 9112 §6.1).
+///
+/// hyper has refused or resolved most of what could have two before this is called, both lengths together among it; safety
+/// shall not hang on the version of a dependency, so the rule stands here too.
 fn check_framing(headers: &HeaderMap) -> Result<(), BadRequest> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else { return Ok(()) };

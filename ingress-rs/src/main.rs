@@ -29,10 +29,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let mut args = Args::parse();
-    let filter = std::mem::take(&mut args.log);
+    let args = Args::parse();
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(args.log.clone())
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();

@@ -4,3 +4,4 @@ mod beside_nginx;
 mod common;
 mod operating;
 mod proxying;
+mod refusing;

@@ -81,7 +81,7 @@ fn the_admin_port_tells_health_readiness_and_counts() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Clients with kept connections that ask for `/` until told to stop; they reconnect when a response says `Connection: close`.
+/// Clients with kept connections that ask for `/` until told to stop.
 struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
@@ -89,7 +89,7 @@ struct Load {
 }
 
 impl Load {
-    /// `once` is for a drain: a client whose response says `Connection: close` is done.
+    /// `once` is for a drain: a client whose response says `Connection: close` is done; otherwise that is a failure.
     fn start(address: SocketAddr, clients: usize, once: bool) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicUsize::new(0));
@@ -204,6 +204,39 @@ fn routes_change_under_load_and_no_request_fails() -> anyhow::Result<()> {
     load.finish()?;
     assert_eq!(get(ingress.address, "/x")?.1, "one /x");
     assert!(!two.heads().is_empty());
+    Ok(())
+}
+
+#[test]
+fn what_is_in_flight_outlives_the_route_it_came_by() -> anyhow::Result<()> {
+    let backend = Backend::start(|wire| {
+        wire.expect_head()?;
+        wire.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")?;
+        io::copy(&mut wire.reader.get_ref().try_clone()?, &mut wire.reader.get_ref().try_clone()?).map(drop)
+    })?;
+    let slow = Backend::start(|wire| {
+        wire.expect_head()?;
+        wire.send("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")?;
+        // Long enough for the reload to come between the halves.
+        thread::sleep(Duration::from_millis(600));
+        wire.send("full")
+    })?;
+    let ingress = Ingress::start(&(route("/chat", backend.address, "") + &route("/slow", slow.address, "")))?;
+    let mut socket = Wire::connect(ingress.address)?;
+    socket.send("GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")?;
+    assert_eq!(socket.expect_head()?.status(), 101);
+    let mut download = Wire::connect(ingress.address)?;
+    download.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")?;
+    assert_eq!(download.expect_head()?.status(), 200);
+    ingress.reload("")?;
+    ingress.wait_for("configuration replaced")?;
+    assert_eq!(get(ingress.address, "/slow")?.0.status(), 404);
+    assert_eq!(download.read_exactly(8)?, "halffull");
+    socket.send("still here")?;
+    assert_eq!(socket.read_exactly(10)?, "still here");
+    // The kept connection of the client serves on, by the new rules.
+    download.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")?;
+    assert_eq!(download.read_response()?.0.status(), 404);
     Ok(())
 }
 
