@@ -1,3 +1,49 @@
-//! interconnect-rs
+//! The program: arguments, logging, exit status. See the library for everything else.
 
-fn main() {}
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use interconnect_rs::{config::Config, run, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Links this cluster's services to those of other clusters, over one mutual-TLS connection per router.
+///
+/// The file is skupper-router's: a JSON array of ["entityType", {attributes}]. A `tcpConnector` offers a service of this cluster under an address; a
+/// `tcpListener` in any other cluster lets clients connect to that address. `listener` and `connector` of role inter-router link the routers.
+/// SIGHUP reads the file again (tcpListeners and tcpConnectors change without touching the links); SIGTERM drains.
+/// A listener of role normal with "http": true serves /healthz and /metrics. RUST_LOG sets what is logged, e.g. interconnect_rs=debug.
+#[derive(Parser)]
+#[command(name = "interconnect-rs", version)]
+struct Args {
+    /// The configuration, as skrouterd reads it
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the configuration and its certificates, print what it says and exit
+    #[arg(long)]
+    check: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).init();
+    match try_main(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn try_main(args: Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    if args.check {
+        run::check(&config)?;
+        return Ok(write!(io::stdout(), "{config}")?);
+    }
+    let reloads = signal::reloads(args.config)?;
+    Ok(run::run(config, reloads, signal::shutdown()?).await?)
+}
