@@ -1,0 +1,317 @@
+//! From an empty sandbox to a lab whose every function has been probed. Each step prints what it made and how long it took.
+//!
+//! Nothing here waits for time to pass: a step ends when a probe of its result passes, or fails with the log of the daemon
+//! that is to blame.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow, bail};
+use linux_net::{NetNs, process::CommandNamespaceExt as _};
+
+use crate::{
+    certificate::Authority,
+    component::{self, cni, etcd, flannel, interconnect, kproxy, wait_until_ready},
+    impls::{Component, Impl, Impls},
+    lab::{Cluster, Lab, Node},
+    process::Processes,
+    progress::Progress,
+    store::Store,
+    supervisor::Supervisor,
+    topology,
+    world::World,
+};
+
+/// How long a service may take from its objects in etcd to the first answered ping.
+const SERVICE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the boot is given.
+pub struct Boot<'a> {
+    /// The lab's name.
+    pub name: String,
+    /// What to build.
+    pub lab: Lab,
+    /// Who implements what.
+    pub impls: Impls,
+    /// Where processes are started.
+    pub processes: Processes,
+    /// What keeps daemons running.
+    pub supervisor: Supervisor,
+    /// Where steps are shown.
+    pub progress: &'a mut Progress,
+}
+
+/// Builds the lab.
+///
+/// # Errors
+///
+/// When a step fails: the message names the step and the node, and shows the end of its daemon's log.
+pub fn boot(boot: Boot<'_>) -> anyhow::Result<Arc<World>> {
+    let Boot { name, lab, impls, processes, supervisor, progress } = boot;
+
+    progress.step("topology", || {
+        topology::build(&lab, &processes)?;
+        Ok(topology::summary(&lab))
+    })?;
+
+    progress.step("etcd", || {
+        for (cluster, node) in members(&lab) {
+            supervisor.run(etcd::spec(cluster, node, &name)?)?;
+        }
+        for (_, node) in members(&lab) {
+            let netns = NetNs::open(&node.name)?;
+            wait_until_ready(&supervisor, &etcd::id(node), "its /health does not answer 200", || {
+                etcd::is_healthy(&netns, node)
+            })?;
+        }
+        Ok(format!("{} members healthy", members(&lab).count()))
+    })?;
+
+    let mut stores = BTreeMap::new();
+    for cluster in &lab.clusters {
+        let store = Store::start(cluster)?;
+        store.put(vec![(flannel::CONFIG_KEY.to_owned(), lab.pods.flannel_config.clone().into_bytes())])?;
+        stores.insert(cluster.name.clone(), store);
+    }
+    let authority = Authority::create(&interconnect::directory(), &name)?;
+    let mut certificates = BTreeMap::new();
+    for cluster in &lab.clusters {
+        let files = authority.issue(cluster.name.as_str(), cluster.router().address)?;
+        certificates.insert(cluster.name.clone(), files);
+    }
+    let plugins = cni::install(&processes, impls.of(Component::Cni))?;
+    let remark = plugins.remark.clone();
+    let world = Arc::new(World::new(name, lab, impls, processes, supervisor, plugins, stores, certificates));
+    if let Some(remark) = remark {
+        progress.remark(&remark);
+    }
+    progress.step("overlay", || start_overlay(&world))?;
+    progress.step("service proxy", || wait_for_proxies(&world))?;
+    progress.step("containers", || create_containers(&world))?;
+    progress.step("services", || make_services(&world))?;
+    if world.lab.clusters.iter().any(|cluster| !cluster.ingresses.is_empty()) {
+        progress.step("ingress", || start_ingresses(&world))?;
+    }
+    if !world.lab.exposed.is_empty() {
+        progress.step("interconnect", || start_routers(&world))?;
+    }
+    Ok(world)
+}
+
+/// Starts the overlay agents, and the service proxies, which need nothing of the overlay and may come up meanwhile.
+fn start_overlay(world: &World) -> anyhow::Result<String> {
+    let lab = &world.lab;
+    for (cluster, worker) in workers(lab) {
+        cni::write_conflist(worker)?;
+        world.start_flannel(cluster, worker)?;
+        if world.impls.of(Component::Kproxy) != Impl::Nft {
+            world.supervisor.run(kproxy::spec(cluster, worker, &lab.pods)?)?;
+        }
+    }
+    for (_, worker) in workers(lab) {
+        let what = format!("{} is not written", flannel::subnet_file(worker).display());
+        wait_until_ready(&world.supervisor, &flannel::id(worker), &what, || flannel::subnet(worker).is_some())?;
+    }
+    Ok(format!("flannel ({}) on {} workers", world.impls.of(Component::Flannel), workers(lab).count()))
+}
+
+fn wait_for_proxies(world: &World) -> anyhow::Result<String> {
+    if world.impls.of(Component::Kproxy) == Impl::Nft {
+        return Ok("static rules, loaded with nft".to_owned());
+    }
+    for (_, worker) in workers(&world.lab) {
+        let netns = NetNs::open(&worker.name)?;
+        wait_until_ready(&world.supervisor, &kproxy::id(worker), "its /healthz does not answer 200", || {
+            kproxy::is_healthy(&netns)
+        })?;
+    }
+    Ok(format!("kproxy ({}) on {} workers", world.impls.of(Component::Kproxy), workers(&world.lab).count()))
+}
+
+/// Workers at once; on one worker one container after the other, as a kubelet does.
+fn create_containers(world: &World) -> anyhow::Result<String> {
+    let results: Vec<anyhow::Result<()>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = workers(&world.lab)
+            .map(|(cluster, worker)| scope.spawn(move || world.create_containers_of(cluster, worker)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))).collect()
+    });
+    results.into_iter().collect::<anyhow::Result<()>>()?;
+    let count: usize = world.lab.clusters.iter().map(|cluster| cluster.containers.len()).sum();
+    Ok(format!("{count} attached by CNI ({})", world.impls.of(Component::Cni)))
+}
+
+fn make_services(world: &World) -> anyhow::Result<String> {
+    let mut count = 0;
+    for cluster in &world.lab.clusters {
+        for service in &cluster.services {
+            world.add_service(cluster, service.clone())?;
+            count += 1;
+        }
+    }
+    Ok(format!("{count} virtual addresses"))
+}
+
+fn start_ingresses(world: &World) -> anyhow::Result<String> {
+    let mut places = Vec::new();
+    for ingress in world.lab.clusters.iter().flat_map(|cluster| &cluster.ingresses) {
+        world.run_ingress(ingress)?;
+        places.push(format!("{}:{}", ingress.worker, ingress.port));
+    }
+    Ok(format!("{} ({})", places.join(", "), world.impls.of(Component::Ingress)))
+}
+
+/// Starts a router per cluster and waits until every exposed service is open where it shall be.
+fn start_routers(world: &World) -> anyhow::Result<String> {
+    for cluster in &world.lab.clusters {
+        world.write_router_config(cluster)?;
+        world.supervisor.run(interconnect::spec(cluster, world.impls.of(Component::Interconnect))?)?;
+    }
+    for cluster in &world.lab.clusters {
+        let netns = NetNs::open(&cluster.router().name)?;
+        wait_until_ready(&world.supervisor, &interconnect::id(cluster), "its /healthz does not answer 200", || {
+            interconnect::is_healthy(&netns)
+        })?;
+    }
+    for expose in &world.lab.exposed {
+        let cluster = world.lab.cluster(expose.listen_cluster.as_str()).context("an exposed service has no cluster")?;
+        let netns = NetNs::open(&cluster.router().name)?;
+        // The listener opens once the address is reachable through the link, so this probes the link as well.
+        let what = format!("port {} is not open", expose.listen_port);
+        let address = ([127, 0, 0, 1], expose.listen_port).into();
+        wait_until_ready(&world.supervisor, &interconnect::id(cluster), &what, || component::accepts(&netns, address))?;
+    }
+    let count = world.lab.clusters.len();
+    Ok(format!("{count} routers linked ({})", world.impls.of(Component::Interconnect)))
+}
+
+/// One connectivity check: a command in a container or on a node that must succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// The node.
+    pub node: String,
+    /// A container on it.
+    pub container: Option<String>,
+    /// The command.
+    pub command: String,
+}
+
+/// The checks of the original's main.py, for any lab: a pod pings a virtual address of each cluster, a pod fetches each
+/// exposed service, a node outside fetches each ingress path.
+#[must_use]
+pub fn checks(lab: &Lab) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for cluster in &lab.clusters {
+        let pinged = cluster.services.iter().find(|service| service.ports.is_empty() && !service.containers.is_empty());
+        if let Some(service) = pinged
+            && let Some(client) = cluster.containers.iter().find(|client| !service.containers.contains(&client.name))
+        {
+            checks.push(Check {
+                node: client.worker.clone(),
+                container: Some(client.name.clone()),
+                command: format!("ping {} -c 5 -i 0.01", service.address),
+            });
+        }
+    }
+    for expose in &lab.exposed {
+        let Some(cluster) = lab.cluster(expose.listen_cluster.as_str()) else { continue };
+        // A container on another worker than the router's takes the longer way.
+        let Some(client) = cluster.containers.iter().rev().find(|client| client.worker != cluster.router().name) else {
+            continue;
+        };
+        checks.push(Check {
+            node: client.worker.clone(),
+            container: Some(client.name.clone()),
+            command: fetch(cluster.router().address, expose.listen_port, "/"),
+        });
+    }
+    for cluster in &lab.clusters {
+        for ingress in &cluster.ingresses {
+            let (Some(outside), Some(worker)) = (cluster.etcd.first(), cluster.worker(&ingress.worker)) else {
+                continue;
+            };
+            for path in &ingress.paths {
+                checks.push(Check {
+                    node: outside.name.clone(),
+                    container: None,
+                    command: fetch(worker.address, ingress.port, &path.path),
+                });
+            }
+        }
+    }
+    checks
+}
+
+fn fetch(address: Ipv4Addr, port: u16, path: &str) -> String {
+    format!("curl -sS --fail --max-time 5 -o /dev/null http://{address}:{port}{path}")
+}
+
+/// Runs the checks; each must pass within [`SERVICE_TIMEOUT`].
+///
+/// # Errors
+///
+/// The first check that did not pass, with what its command last said.
+pub fn run_checks(world: &World, progress: &mut Progress) -> anyhow::Result<()> {
+    let checks = checks(&world.lab);
+    progress.step("checks", || {
+        let deadline = Instant::now() + SERVICE_TIMEOUT;
+        for check in &checks {
+            run_check(world, check, deadline)?;
+        }
+        Ok(format!("{} passed", checks.len()))
+    })
+}
+
+fn run_check(world: &World, check: &Check, deadline: Instant) -> anyhow::Result<()> {
+    let netns = world.netns(&check.node, check.container.as_deref())?;
+    loop {
+        let mut command = std::process::Command::new("/bin/sh");
+        command.args(["-c", &check.command]).in_netns(&netns);
+        let (status, output, errors) = world.processes.output(&mut command)?;
+        if status.success() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let place = match &check.container {
+                Some(container) => format!("{}.{container}", check.node),
+                None => check.node.clone(),
+            };
+            bail!("`{}` in {place} failed: {}{}", check.command, output, errors);
+        }
+    }
+}
+
+fn members(lab: &Lab) -> impl Iterator<Item = (&Cluster, &Node)> {
+    lab.clusters.iter().flat_map(|cluster| cluster.etcd.iter().map(move |node| (cluster, node)))
+}
+
+fn workers(lab: &Lab) -> impl Iterator<Item = (&Cluster, &Node)> {
+    lab.clusters.iter().flat_map(|cluster| cluster.workers.iter().map(move |node| (cluster, node)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_lab_is_checked_as_the_original_checked_it() {
+        let checks = checks(&Lab::default_lab());
+        let lines: Vec<String> = checks
+            .iter()
+            .map(|check| format!("{}.{}: {}", check.node, check.container.as_deref().unwrap_or("-"), check.command))
+            .collect();
+        assert_eq!(lines[0], "C0w1.c1: ping 100.64.10.1 -c 5 -i 0.01");
+        assert_eq!(lines[1], "C1w1.c1: ping 100.64.10.1 -c 5 -i 0.01");
+        assert!(lines[2].starts_with("C1w3.c3: curl") && lines[2].ends_with("http://10.0.0.8:1028/"), "{}", lines[2]);
+        assert!(
+            lines[3].starts_with("C0e1.-: curl") && lines[3].ends_with("http://10.0.0.3:8001/svc1"),
+            "{}",
+            lines[3]
+        );
+        assert_eq!(lines.len(), 5);
+    }
+}

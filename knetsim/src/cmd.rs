@@ -1,0 +1,11 @@
+//! The commands of `knetsim`, a file each.
+
+pub mod bench;
+pub mod doctor;
+pub mod down;
+pub mod enter;
+pub mod init;
+pub mod logs;
+pub mod serve;
+pub mod status;
+pub mod up;

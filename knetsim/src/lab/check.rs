@@ -1,0 +1,539 @@
+//! From what the student wrote to a [`Lab`] that can exist, or to an error that shows the place.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use ipnet::Ipv4Net;
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{
+    Cluster, ClusterName, Container, Endpoints, Expose, Ingress, Lab, Node, PodNetwork, Rate, Service, Underlay, file,
+};
+
+/// Why a lab file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// The file, or one that it names, cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The text is wrong at one place.
+    #[error("{}:{line}:{column}: {message}", path.display())]
+    At {
+        /// The lab file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+/// Checks the text of a lab file; files that it names are looked for beside it.
+pub(super) fn check(path: &Path, text: &str) -> Result<Lab, LabError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    check_with(path, text, |name| std::fs::read_to_string(directory.join(name)))
+}
+
+/// As [`check`], with the reading of further files left to the caller.
+pub(super) fn check_with(
+    path: &Path,
+    text: &str,
+    read: impl Fn(&str) -> std::io::Result<String>,
+) -> Result<Lab, LabError> {
+    let source = Source { path, text };
+    let file: file::LabFile = toml::from_str(text)
+        .map_err(|error| source.error(error.span().unwrap_or(0..0), error.message().trim_end().replace('\n', ", ")))?;
+    let mut names = Unique::new("name");
+    let mut addresses = Unique::new("address");
+
+    let underlay =
+        Underlay { bridge: interface_name(&source, &file.underlay.bridge)?, network: *file.underlay.network.get_ref() };
+    names.claim(&source, &underlay.bridge, file.underlay.bridge.span(), "the underlay's bridge")?;
+    let pods = pod_network(&source, &file.pods, read)?;
+    if file.cluster.is_empty() {
+        return Err(source.error(0..0, "the lab has no cluster; add a [[cluster]]".to_owned()));
+    }
+
+    let mut clusters = Vec::new();
+    for cluster in &file.cluster {
+        clusters.push(check_cluster(&source, cluster, &underlay, &pods, &mut names, &mut addresses)?);
+    }
+    let mut lab = Lab { underlay, pods, clusters, exposed: Vec::new(), link_port: file.interconnect.link_port };
+    lab.exposed = file.expose.iter().map(|expose| check_expose(&source, expose, &lab)).collect::<Result<_, _>>()?;
+    check_ports(&source, &file, &lab)?;
+    Ok(lab)
+}
+
+/// The file under check, to make errors with.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn error(&self, span: Range<usize>, message: String) -> LabError {
+        let before = &self.text[..span.start.min(self.text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        LabError::At { path: self.path.to_owned(), line, column, message }
+    }
+}
+
+/// Things of which each may stand once, with the place where it stood first.
+struct Unique {
+    what: &'static str,
+    seen: BTreeMap<String, String>,
+}
+
+impl Unique {
+    fn new(what: &'static str) -> Self {
+        Self { what, seen: BTreeMap::new() }
+    }
+
+    fn claim(&mut self, source: &Source<'_>, key: &str, span: Range<usize>, owner: &str) -> Result<(), LabError> {
+        match self.seen.insert(key.to_owned(), owner.to_owned()) {
+            None => Ok(()),
+            Some(first) => Err(source.error(span, format!("{} {key} is taken by {first}; choose another", self.what))),
+        }
+    }
+}
+
+fn pod_network(
+    source: &Source<'_>,
+    pods: &file::Pods,
+    read: impl Fn(&str) -> std::io::Result<String>,
+) -> Result<PodNetwork, LabError> {
+    /// What the lab itself needs of flannel's network configuration.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct NetworkConfig {
+        network: Ipv4Net,
+        #[serde(default)]
+        backend: Backend,
+    }
+    #[derive(Deserialize, Default)]
+    struct Backend {
+        #[serde(rename = "VNI")]
+        vni: Option<u32>,
+    }
+    let name = pods.flannel_config.get_ref();
+    let flannel_config = read(name)
+        .map_err(|error| source.error(pods.flannel_config.span(), format!("read flannel-config {name}: {error}")))?;
+    let config: NetworkConfig = serde_json::from_str(&flannel_config)
+        .map_err(|error| source.error(pods.flannel_config.span(), format!("flannel-config {name}: {error}")))?;
+    let service_cidr = *pods.service_cidr.get_ref();
+    if service_cidr.contains(&config.network) || config.network.contains(&service_cidr) {
+        let message =
+            format!("service-cidr {service_cidr} overlaps the pod network {}; choose another range", config.network);
+        return Err(source.error(pods.service_cidr.span(), message));
+    }
+    Ok(PodNetwork { flannel_config, cidr: config.network, vni: config.backend.vni.unwrap_or(1), service_cidr })
+}
+
+fn check_cluster(
+    source: &Source<'_>,
+    cluster: &file::Cluster,
+    underlay: &Underlay,
+    pods: &PodNetwork,
+    names: &mut Unique,
+    addresses: &mut Unique,
+) -> Result<Cluster, LabError> {
+    let name = cluster_name(source, &cluster.name)?;
+    names.claim(source, name.as_str(), cluster.name.span(), "another cluster")?;
+    let switch = match &cluster.switch {
+        Some(switch) => interface_name(source, switch)?,
+        None => name.node("s0"),
+    };
+    names.claim(
+        source,
+        &switch,
+        cluster.switch.as_ref().map_or(cluster.name.span(), Spanned::span),
+        "another bridge",
+    )?;
+    for (nodes, what) in [(&cluster.etcd, "[[cluster.etcd]]"), (&cluster.worker, "[[cluster.worker]]")] {
+        if nodes.is_empty() {
+            return Err(source.error(cluster.name.span(), format!("cluster {name} has no {what}; add one")));
+        }
+    }
+    let mut nodes = |nodes: &[file::Node]| {
+        nodes
+            .iter()
+            .map(|node| check_node(source, &name, node, underlay, names, addresses))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let mut checked = Cluster {
+        etcd: nodes(&cluster.etcd)?,
+        workers: nodes(&cluster.worker)?,
+        uplink_rate: rate(source, cluster.uplink_rate.as_ref())?,
+        name,
+        switch,
+        containers: Vec::new(),
+        services: Vec::new(),
+        ingresses: Vec::new(),
+    };
+    let mut container_names = Unique::new("container");
+    for container in &cluster.container {
+        checked.containers.push(check_container(source, container, &checked, &mut container_names)?);
+    }
+    let mut service_names = Unique::new("service");
+    for service in &cluster.service {
+        checked.services.push(check_service(source, service, &checked, pods, &mut service_names)?);
+    }
+    let mut ingress_names = Unique::new("ingress");
+    for ingress in &cluster.ingress {
+        let name = object_name(source, &ingress.name)?;
+        ingress_names.claim(source, &name, ingress.name.span(), "another ingress")?;
+        let worker = find_worker(source, &checked, &ingress.worker)?;
+        for path in ingress.paths.get_ref() {
+            if !path.path.starts_with('/') {
+                let message = format!("path {:?} of ingress {name} must begin with /", path.path);
+                return Err(source.error(ingress.paths.span(), message));
+            }
+        }
+        let port = *ingress.port.get_ref();
+        checked.ingresses.push(Ingress { name, worker, port, paths: ingress.paths.get_ref().clone() });
+    }
+    Ok(checked)
+}
+
+fn check_node(
+    source: &Source<'_>,
+    cluster: &ClusterName,
+    node: &file::Node,
+    underlay: &Underlay,
+    names: &mut Unique,
+    addresses: &mut Unique,
+) -> Result<Node, LabError> {
+    let short = short_name(source, &node.name)?;
+    let name = cluster.node(&short);
+    names.claim(source, &name, node.name.span(), "another node")?;
+    let address = *node.address.get_ref();
+    if !underlay.network.contains(&address) {
+        let message = format!("address {address} of {name} is outside the underlay {}", underlay.network);
+        return Err(source.error(node.address.span(), message));
+    }
+    if address == underlay.network.network() || address == underlay.network.broadcast() {
+        let message =
+            format!("address {address} of {name} is the network's own or its broadcast address; choose another");
+        return Err(source.error(node.address.span(), message));
+    }
+    addresses.claim(source, &address.to_string(), node.address.span(), "another node")?;
+    Ok(Node { name, address, rate: rate(source, node.rate.as_ref())? })
+}
+
+fn check_container(
+    source: &Source<'_>,
+    container: &file::Container,
+    cluster: &Cluster,
+    names: &mut Unique,
+) -> Result<Container, LabError> {
+    let name = container_name(container.name.get_ref()).map_err(|error| source.error(container.name.span(), error))?;
+    names.claim(source, &name, container.name.span(), "another container of the cluster")?;
+    let worker = find_worker(source, cluster, &container.worker)?;
+    Ok(Container { name, worker, run: container.run.clone() })
+}
+
+fn check_service(
+    source: &Source<'_>,
+    service: &file::Service,
+    cluster: &Cluster,
+    pods: &PodNetwork,
+    names: &mut Unique,
+) -> Result<Service, LabError> {
+    let address = *service.address.get_ref();
+    let name = match &service.name {
+        Some(name) => object_name(source, name)?,
+        None => vip_service_name(address),
+    };
+    let span = service.name.as_ref().map_or(service.address.span(), Spanned::span);
+    names.claim(source, &name, span, "another service of the cluster")?;
+    if cluster.services.iter().any(|other| other.address == address) {
+        return Err(
+            source.error(service.address.span(), format!("service address {address} is taken by another service"))
+        );
+    }
+    if !pods.service_cidr.contains(&address) {
+        let message = format!("service address {address} is outside service-cidr {}", pods.service_cidr);
+        return Err(source.error(service.address.span(), message));
+    }
+    for container in &service.containers {
+        if !cluster.containers.iter().any(|known| known.name == *container.get_ref()) {
+            let known: Vec<&str> = cluster.containers.iter().map(|container| container.name.as_str()).collect();
+            let message = format!(
+                "service {name} names the container {}, which cluster {} does not have; it has {}",
+                container.get_ref(),
+                cluster.name,
+                known.join(", ")
+            );
+            return Err(source.error(container.span(), message));
+        }
+    }
+    Ok(Service {
+        name,
+        address,
+        containers: service.containers.iter().map(|container| container.get_ref().clone()).collect(),
+        endpoints: match service.endpoints {
+            file::Endpoints::Static => Endpoints::Static,
+            file::Endpoints::Follow => Endpoints::Follow,
+        },
+        ports: service.ports.clone(),
+    })
+}
+
+fn check_expose(source: &Source<'_>, expose: &file::Expose, lab: &Lab) -> Result<Expose, LabError> {
+    let find = |name: &Spanned<String>| {
+        let known = || lab.clusters.iter().map(|cluster| cluster.name.as_str()).collect::<Vec<_>>().join(", ");
+        lab.cluster(name.get_ref()).ok_or_else(|| {
+            source.error(name.span(), format!("there is no cluster {}; there are {}", name.get_ref(), known()))
+        })
+    };
+    let cluster = find(&expose.cluster)?;
+    let listen_cluster = find(&expose.listen_cluster)?;
+    if cluster.name == listen_cluster.name {
+        let message = format!("cluster {} cannot reach its own container through the interconnect", cluster.name);
+        return Err(source.error(expose.listen_cluster.span(), message));
+    }
+    let container = expose.container.get_ref();
+    if !cluster.containers.iter().any(|known| known.name == *container) {
+        let message = format!("cluster {} has no container {container}", cluster.name);
+        return Err(source.error(expose.container.span(), message));
+    }
+    Ok(Expose {
+        name: object_name(source, &expose.name)?,
+        cluster: cluster.name.clone(),
+        container: container.clone(),
+        port: expose.port,
+        listen_cluster: listen_cluster.name.clone(),
+        listen_port: *expose.listen_port.get_ref(),
+    })
+}
+
+/// Refuses two listeners on one port of one worker.
+fn check_ports(source: &Source<'_>, file: &file::LabFile, lab: &Lab) -> Result<(), LabError> {
+    let mut ports = Unique::new("port");
+    for cluster in &lab.clusters {
+        ports.claim(source, &format!("{} of {}", lab.link_port, cluster.router().name), 0..0, "the interconnect")?;
+    }
+    for (cluster, written) in lab.clusters.iter().zip(&file.cluster) {
+        for (ingress, written) in cluster.ingresses.iter().zip(&written.ingress) {
+            let owner = format!("the ingress {}", ingress.name);
+            ports.claim(source, &format!("{} of {}", ingress.port, ingress.worker), written.port.span(), &owner)?;
+        }
+    }
+    for (expose, written) in lab.exposed.iter().zip(&file.expose) {
+        let router = lab.cluster(expose.listen_cluster.as_str()).map_or("", |cluster| cluster.router().name.as_str());
+        let owner = format!("the exposed service {}", expose.name);
+        ports.claim(source, &format!("{} of {router}", expose.listen_port), written.listen_port.span(), &owner)?;
+    }
+    Ok(())
+}
+
+fn find_worker(source: &Source<'_>, cluster: &Cluster, worker: &Spanned<String>) -> Result<String, LabError> {
+    match cluster.worker(worker.get_ref()) {
+        Some(node) => Ok(node.name.clone()),
+        None => {
+            let known: Vec<&str> = cluster.workers.iter().map(|worker| worker.name.as_str()).collect();
+            let message =
+                format!("cluster {} has no worker {}; it has {}", cluster.name, worker.get_ref(), known.join(", "));
+            Err(source.error(worker.span(), message))
+        }
+    }
+}
+
+fn cluster_name(source: &Source<'_>, name: &Spanned<String>) -> Result<ClusterName, LabError> {
+    let text = name.get_ref();
+    let id = text.strip_prefix('C').unwrap_or("");
+    let fits = (1..=3).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if fits {
+        Ok(ClusterName(text.clone()))
+    } else {
+        let message = format!("cluster name {text:?} must be C and one to three digits or lower-case letters, like C0");
+        Err(source.error(name.span(), message))
+    }
+}
+
+/// A node's name within its cluster. With the cluster's name before it and `-eth0` behind, it must fit an interface name.
+fn short_name(source: &Source<'_>, name: &Spanned<String>) -> Result<String, LabError> {
+    let text = name.get_ref();
+    let fits = (1..=6).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_lowercase())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if fits {
+        Ok(text.clone())
+    } else {
+        let message =
+            format!("node name {text:?} must be one to six lower-case letters and digits, a letter first, like w1");
+        Err(source.error(name.span(), message))
+    }
+}
+
+/// Checks a container's name: 1 to 32 letters, digits, `-`, `.`, not first. `_` would be ambiguous in `k0_c1`.
+///
+/// # Errors
+///
+/// A sentence that says what a name looks like.
+pub fn container_name(text: &str) -> Result<String, String> {
+    let fits = (1..=32).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.');
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "container name {text:?} must be 1 to 32 letters, digits, '-' or '.', a letter or digit first, like c1"
+        ))
+    }
+}
+
+/// The name of the Service that `kp_vip_add` makes for an address.
+#[must_use]
+pub fn vip_service_name(address: Ipv4Addr) -> String {
+    format!("vip-{}", address.to_string().replace('.', "-"))
+}
+
+/// A Kubernetes object's name (RFC 1123 label).
+fn object_name(source: &Source<'_>, name: &Spanned<String>) -> Result<String, LabError> {
+    let text = name.get_ref();
+    let fits = (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if fits {
+        Ok(text.clone())
+    } else {
+        let message = format!("name {text:?} must be 1 to 63 lower-case letters, digits or '-', like grp1");
+        Err(source.error(name.span(), message))
+    }
+}
+
+fn interface_name(source: &Source<'_>, name: &Spanned<String>) -> Result<String, LabError> {
+    let text = name.get_ref();
+    // A port of the switch is called `C0s0-eth1`, so up to eight bytes go to what stands behind the name.
+    let fits = (1..=8).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if fits {
+        Ok(text.clone())
+    } else {
+        let message = format!("bridge name {text:?} must be one to eight letters and digits, like t0");
+        Err(source.error(name.span(), message))
+    }
+}
+
+fn rate(source: &Source<'_>, rate: Option<&Spanned<String>>) -> Result<Option<Rate>, LabError> {
+    let Some(rate) = rate else { return Ok(None) };
+    let text = rate.get_ref();
+    let digits = text.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "kbit" => Some(1_000),
+        "mbit" => Some(1_000_000),
+        "gbit" => Some(1_000_000_000),
+        _ => None,
+    };
+    let bits = digits.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    match bits {
+        Some(bits_per_second) if bits_per_second >= 8_000 => Ok(Some(Rate { bits_per_second })),
+        _ => Err(source.error(
+            rate.span(),
+            format!("rate {text:?} must be a number with kbit, mbit or gbit, at least 8kbit, like 100mbit"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl Fn(String) -> String) -> String {
+        let text = change(include_str!("../../../conf/lab.toml").to_owned());
+        let read = |_: &str| Ok(include_str!("../../../conf/flannel-network-config.json").to_owned());
+        check_with(Path::new("lab.toml"), &text, read).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_default_lab_is_the_one_of_the_lessons() {
+        let lab = Lab::default_lab();
+        let nodes: Vec<String> = lab.nodes().map(|(_, node)| format!("{} {}", node.name, node.address)).collect();
+        assert_eq!(
+            nodes,
+            [
+                "C0e1 10.1.0.1",
+                "C0e2 10.1.0.2",
+                "C0w1 10.0.0.3",
+                "C0w2 10.0.0.4",
+                "C0w3 10.0.0.5",
+                "C1e1 10.2.0.1",
+                "C1e2 10.2.0.2",
+                "C1w1 10.0.0.8",
+                "C1w2 10.0.0.9",
+                "C1w3 10.0.0.10",
+            ]
+        );
+        assert_eq!(lab.switches().collect::<Vec<_>>(), ["C0s0", "C1s0", "t0"]);
+        assert_eq!(lab.pods.cidr.to_string(), "11.0.0.0/8");
+        assert_eq!(lab.pods.vni, 100);
+        assert_eq!(lab.clusters[0].name.container_netns("c1"), "k0_c1");
+        assert_eq!(lab.clusters[0].services[0].endpoints, Endpoints::Static);
+        assert_eq!(lab.exposed[0].listen_port, 1028);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_place() {
+        let message = refused(|text| text.replace("bridge = ", "brigde = "));
+        assert!(message.starts_with("lab.toml:"), "{message}");
+        assert!(message.contains("unknown field `brigde`"), "{message}");
+    }
+
+    #[test]
+    fn impossible_labs_are_refused_and_say_why() {
+        let table: [(&str, &str, &str); 11] = [
+            ("\"10.0.0.4\"", "\"10.0.0.3\"", "address 10.0.0.3 is taken by another node"),
+            ("\"10.0.0.4\"", "\"192.168.0.4\"", "outside the underlay 10.0.0.0/8"),
+            ("\"10.0.0.4\"", "\"10.255.255.255\"", "broadcast address"),
+            ("name = \"w2\"", "name = \"w1\"", "name C0w1 is taken by another node"),
+            ("name = \"w2\"", "name = \"worker-two\"", "must be one to six lower-case letters"),
+            ("name = \"C1\"", "name = \"cluster\"", "must be C and one to three"),
+            ("containers = [\"c2\", \"c3\"]", "containers = [\"c2\", \"c9\"]", "names the container c9"),
+            ("address = \"100.64.10.1\"", "address = \"100.99.10.1\"", "outside service-cidr 100.64.0.0/16"),
+            ("service-cidr = \"100.64.0.0/16\"", "service-cidr = \"11.64.0.0/16\"", "overlaps the pod network"),
+            ("port = 8001", "port = 55671", "port 55671 of C0w1 is taken by the interconnect"),
+            ("container = \"c4\"", "container = \"c5\"", "cluster C0 has no container c5"),
+        ];
+        for (from, to, expected) in table {
+            let message = refused(|text| {
+                assert!(text.contains(from), "{from} is not in the default lab");
+                text.replacen(from, to, 1)
+            });
+            assert!(message.contains(expected), "{to}: {message}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_line_and_column() {
+        let message = refused(|text| text.replacen("\"10.0.0.4\"", "\"10.0.0.3\"", 1));
+        let lab = include_str!("../../../conf/lab.toml");
+        let line = lab.lines().position(|line| line.contains("\"10.0.0.4\"")).unwrap() + 1;
+        assert!(message.starts_with(&format!("lab.toml:{line}:")), "{message}");
+    }
+
+    #[test]
+    fn rates_are_read_as_tc_writes_them() {
+        let source = Source { path: Path::new("x"), text: "" };
+        let read = |text: &str| rate(&source, Some(&Spanned::new(0..0, text.to_owned())));
+        assert_eq!(read("100mbit").unwrap(), Some(Rate { bits_per_second: 100_000_000 }));
+        assert_eq!(read("64kbit").unwrap(), Some(Rate { bits_per_second: 64_000 }));
+        for wrong in ["100", "mbit", "1kbit", "100MB", "99999999999999gbit"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+}
