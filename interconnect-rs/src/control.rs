@@ -141,7 +141,9 @@ impl ResetReason {
     pub fn never_connected(self) -> bool {
         match self {
             ResetReason::NoConsumer | ResetReason::ConnectFailed | ResetReason::TooManyStreams => true,
-            ResetReason::ConnectionReset | ResetReason::Removed | ResetReason::ShuttingDown | ResetReason::LinkDown => false,
+            ResetReason::ConnectionReset | ResetReason::Removed | ResetReason::ShuttingDown | ResetReason::LinkDown => {
+                false
+            }
         }
     }
 }

@@ -29,7 +29,9 @@ pub enum LinkError {
     #[error("the peer sent no Hello within {0:?}")]
     HelloTimeout(Duration),
     /// The peer speaks another version.
-    #[error("the peer speaks version {theirs} of the link protocol, this router version {ours}; run the same release on both sides")]
+    #[error(
+        "the peer speaks version {theirs} of the link protocol, this router version {ours}; run the same release on both sides"
+    )]
     Version {
         /// The peer's.
         theirs: u16,

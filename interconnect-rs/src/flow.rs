@@ -43,7 +43,13 @@ impl Cut {
 }
 
 /// Joins a client's connection to a stream that was opened for it.
-pub(crate) async fn serve_client(mut client: TcpStream, stream: LinkStream, address: Address, cut: Cut, metrics: Arc<Metrics>) {
+pub(crate) async fn serve_client(
+    mut client: TcpStream,
+    stream: LinkStream,
+    address: Address,
+    cut: Cut,
+    metrics: Arc<Metrics>,
+) {
     let counters = metrics.connection(&address, Side::Listener);
     if let Err(reason) = join(&mut client, stream, cut, &counters).await {
         debug!(%address, %reason, "connection of a client cut");
@@ -129,7 +135,11 @@ async fn join(
     result
 }
 
-async fn upload(mut reader: ReadHalf<'_>, stream: &LinkStream, counters: &ConnectionMetrics) -> Result<(), ResetReason> {
+async fn upload(
+    mut reader: ReadHalf<'_>,
+    stream: &LinkStream,
+    counters: &ConnectionMetrics,
+) -> Result<(), ResetReason> {
     let mut buffer = vec![0; READ_BYTES.0];
     loop {
         let length = reader.read(&mut buffer).await.map_err(|_| ResetReason::ConnectionReset)?;
@@ -145,14 +155,22 @@ async fn upload(mut reader: ReadHalf<'_>, stream: &LinkStream, counters: &Connec
     }
 }
 
-async fn download(mut writer: WriteHalf<'_>, stream: &LinkStream, counters: &ConnectionMetrics) -> Result<(), ResetReason> {
+async fn download(
+    mut writer: WriteHalf<'_>,
+    stream: &LinkStream,
+    counters: &ConnectionMetrics,
+) -> Result<(), ResetReason> {
     while let Some(data) = stream.receive().await? {
         writer.write_all(&data).await.map_err(|_| ResetReason::ConnectionReset)?;
         counters.sent.inc_by(data.len() as u64);
         stream.written(data.len());
     }
     // A peer that has closed its whole socket already makes this fail; there is nothing more to tell it.
-    writer.shutdown().await.or_else(|error| if error.kind() == io::ErrorKind::NotConnected { Ok(()) } else { Err(error) }).map_err(|_| ResetReason::ConnectionReset)
+    writer
+        .shutdown()
+        .await
+        .or_else(|error| if error.kind() == io::ErrorKind::NotConnected { Ok(()) } else { Err(error) })
+        .map_err(|_| ResetReason::ConnectionReset)
 }
 
 async fn copy(

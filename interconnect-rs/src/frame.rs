@@ -133,7 +133,8 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
 /// When the message is longer than a frame: texts in it are names of at most [`crate::name::MAX_NAME_BYTES`], and lists are cut by whoever
 /// makes the message.
 pub fn encode_control(message: &Control, out: &mut BytesMut) {
-    let payload = bincode::encode_to_vec(message, BINCODE).expect("control messages hold plain integers, names and short lists");
+    let payload =
+        bincode::encode_to_vec(message, BINCODE).expect("control messages hold plain integers, names and short lists");
     put(TYPE_CONTROL, 0, &payload, out);
 }
 

@@ -1,6 +1,6 @@
 //! The state machine of one link: bytes, time and requests in; bytes and events out.
 //!
-//! No socket, clock or task is in here, so a test can hold both ends of a link in its hands. [`crate::transport`] is what runs one over TLS.
+//! No socket, clock or task is in here, so a test can hold both ends of a link in its hands. `transport` is what runs one over TLS.
 //! Nothing above this module knows frames: it speaks of streams and addresses. Another link protocol (AMQP 1.0, which skupper-router speaks)
 //! is a second type with these same methods and [`Event`]s.
 //!
@@ -16,6 +16,10 @@
 //!                 poll_output(bytes)     poll_timeout
 //! ```
 
+mod input;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -23,7 +27,7 @@ use bytes::BytesMut;
 
 use crate::control::{CloseReason, Control, ResetReason, VERSION};
 use crate::error::LinkError;
-use crate::frame::{self, Frame};
+use crate::frame;
 use crate::name::{Address, RouterId};
 use crate::stream::{ReceiveHalf, SendHalf, Turn, WINDOW_BYTES};
 
@@ -175,25 +179,6 @@ impl Link {
             pings: 0,
             pong: None,
         }
-    }
-
-    /// Reads every whole frame in `buffer`; what is left is the beginning of the next.
-    ///
-    /// # Errors
-    ///
-    /// [`LinkError`] when the peer breaks the protocol. The link cannot go on: [`Link::close`] it.
-    pub fn handle_input(&mut self, now: Instant, buffer: &mut BytesMut) -> Result<(), LinkError> {
-        while self.closed().is_none() {
-            let Some(frame) = frame::decode(buffer)? else { break };
-            self.last_heard = now;
-            match (frame, self.phase) {
-                (Frame::Control(message), Phase::Established) => self.handle_control(message)?,
-                (Frame::Data { stream, payload }, Phase::Established) => self.handle_data(stream, &payload)?,
-                (Frame::Control(message), Phase::AwaitingHello { .. } | Phase::Closed(_)) => self.handle_hello(message)?,
-                (Frame::Data { .. }, Phase::AwaitingHello { .. } | Phase::Closed(_)) => return Err(LinkError::HelloExpected),
-            }
-        }
-        Ok(())
     }
 
     /// Does what is due: asks a silent peer whether it lives.
@@ -349,9 +334,7 @@ impl Link {
     /// Ends the link: a Close is the last thing to send.
     pub fn close(&mut self, reason: CloseReason) {
         if self.closed().is_none() {
-            self.phase = Phase::Closed(reason);
-            self.streams.clear();
-            self.turns.clear();
+            self.end(reason);
             self.control.push_back(Control::Close { reason });
         }
     }
@@ -361,141 +344,21 @@ impl Link {
         self.closing = Some(reason);
     }
 
+    /// Whether a stream can still be used: it lives, or all of it has arrived and only waits to be read.
+    #[must_use]
+    pub fn has_stream(&self, stream: u32) -> bool {
+        self.streams.contains_key(&stream)
+    }
+
+    /// Drops the streams that are not complete. What has arrived of the others can still be read.
+    fn end(&mut self, reason: CloseReason) {
+        self.phase = Phase::Closed(reason);
+        self.streams.retain(|_, state| state.send.is_finished() && state.receive.is_finished());
+        self.turns.clear();
+    }
+
     fn next_ping(&self) -> Instant {
         self.last_heard.max(self.last_ping) + self.idle_timeout / 4
-    }
-
-    fn handle_hello(&mut self, message: Control) -> Result<(), LinkError> {
-        let Control::Hello { version, router, instance, window_bytes } = message else {
-            return Err(LinkError::HelloExpected);
-        };
-        if version != VERSION {
-            return Err(LinkError::Version { theirs: version, ours: VERSION });
-        }
-        let peer = Identity { router: RouterId::new(&router)?, instance };
-        if peer.router == self.local.router {
-            return Err(LinkError::OwnRouterId(peer.router));
-        }
-        self.phase = Phase::Established;
-        self.peer_window_bytes = window_bytes;
-        self.events.push_back(Event::Established(peer));
-        Ok(())
-    }
-
-    fn handle_control(&mut self, message: Control) -> Result<(), LinkError> {
-        match message {
-            Control::Hello { .. } => return Err(LinkError::SecondHello),
-            Control::Advertise { sequence: _, more, addresses } => self.handle_addresses(more, &addresses)?,
-            Control::Open { stream, address } => self.handle_open(stream, &address)?,
-            Control::Opened { stream } => {
-                if self.is_live(stream, "Opened")? {
-                    self.events.push_back(Event::Opened(stream));
-                }
-            }
-            Control::Window { stream, credit_bytes } => {
-                if self.is_live(stream, "Window")? {
-                    let honest = self.streams.get_mut(&stream).is_some_and(|state| state.send.grant(credit_bytes));
-                    if !honest {
-                        return Err(LinkError::CreditOverflow { stream });
-                    }
-                    self.queue_turn(stream);
-                }
-            }
-            Control::Fin { stream } => {
-                if self.is_live(stream, "Fin")? {
-                    if let Some(state) = self.streams.get_mut(&stream) {
-                        state.receive.finish();
-                    }
-                    self.events.push_back(Event::Readable(stream));
-                }
-            }
-            Control::Reset { stream, reason } => {
-                if self.is_live(stream, "Reset")? {
-                    self.streams.remove(&stream);
-                    self.events.push_back(Event::Reset(stream, reason));
-                }
-            }
-            Control::Ping { token } => self.pong = Some(token),
-            Control::Pong { token: _ } => {} // Being heard is all a pong is for.
-            Control::Close { reason } => {
-                self.phase = Phase::Closed(reason);
-                self.streams.clear();
-                self.turns.clear();
-                self.control.clear();
-            }
-        }
-        if self.control.len() > MAX_CONTROL_BACKLOG {
-            return Err(LinkError::Backlog(MAX_CONTROL_BACKLOG));
-        }
-        Ok(())
-    }
-
-    fn handle_addresses(&mut self, more: bool, addresses: &[String]) -> Result<(), LinkError> {
-        for address in addresses {
-            self.arriving.insert(Address::new(address)?);
-        }
-        if self.arriving.len() > MAX_ADDRESSES {
-            return Err(LinkError::TooManyAddresses(MAX_ADDRESSES));
-        }
-        if !more {
-            self.events.push_back(Event::Addresses(std::mem::take(&mut self.arriving)));
-        }
-        Ok(())
-    }
-
-    fn handle_open(&mut self, stream: u32, address: &str) -> Result<(), LinkError> {
-        if stream <= self.last_peer_stream || self.is_ours(stream) {
-            return Err(LinkError::StreamNumber { stream });
-        }
-        let address = Address::new(address)?;
-        self.last_peer_stream = stream;
-        if self.streams.len() >= MAX_STREAMS {
-            self.control.push_back(Control::Reset { stream, reason: ResetReason::TooManyStreams });
-        } else {
-            self.insert(stream);
-            self.events.push_back(Event::Incoming { stream, address });
-        }
-        Ok(())
-    }
-
-    fn handle_data(&mut self, stream: u32, payload: &[u8]) -> Result<(), LinkError> {
-        if !self.is_live(stream, "data")? {
-            return Ok(());
-        }
-        let Some(state) = self.streams.get_mut(&stream) else { return Ok(()) };
-        if state.receive.is_finished() {
-            return Err(LinkError::DataAfterFin { stream });
-        }
-        let was_empty = state.receive.is_empty();
-        if !state.receive.store(payload) {
-            return Err(LinkError::WindowExceeded { stream });
-        }
-        if was_empty {
-            self.events.push_back(Event::Readable(stream));
-        }
-        Ok(())
-    }
-
-    /// Whether the stream of a frame exists. A frame for one that has ended was sent before the peer knew, and is dropped.
-    fn is_live(&self, stream: u32, what: &'static str) -> Result<bool, LinkError> {
-        if self.streams.contains_key(&stream) {
-            return Ok(true);
-        }
-        let was_opened = if stream == 0 {
-            false
-        } else if self.is_ours(stream) {
-            self.next_stream.is_none_or(|next| stream < next)
-        } else {
-            stream <= self.last_peer_stream
-        };
-        if was_opened { Ok(false) } else { Err(LinkError::UnknownStream { stream, what }) }
-    }
-
-    fn is_ours(&self, stream: u32) -> bool {
-        match self.side {
-            Side::Connector => stream % 2 == 1,
-            Side::Listener => stream % 2 == 0,
-        }
     }
 
     fn insert(&mut self, id: u32) {

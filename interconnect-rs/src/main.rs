@@ -8,14 +8,20 @@ use clap::Parser;
 use interconnect_rs::{config::Config, run, signal};
 use tracing_subscriber::EnvFilter;
 
-/// Links this cluster's services to those of other clusters, over one mutual-TLS connection per router.
-///
-/// The file is skupper-router's: a JSON array of ["entityType", {attributes}]. A `tcpConnector` offers a service of this cluster under an address; a
-/// `tcpListener` in any other cluster lets clients connect to that address. `listener` and `connector` of role inter-router link the routers.
-/// SIGHUP reads the file again (tcpListeners and tcpConnectors change without touching the links); SIGTERM drains.
-/// A listener of role normal with "http": true serves /healthz and /metrics. RUST_LOG sets what is logged, e.g. interconnect_rs=debug.
+/// What `--help` says.
+const ABOUT: &str = "\
+Links this cluster's services to those of other clusters, over one mutual-TLS connection per router.
+
+The file is skupper-router's: a JSON array of [\"entityType\", {attributes}]. A tcpConnector offers a service of this cluster under an
+address; a tcpListener in any other cluster lets clients connect to that address. listener and connector of role inter-router link
+the routers. A listener of role normal with \"http\": true serves /healthz and /metrics.
+
+SIGHUP reads the file again: tcpListeners and tcpConnectors change without touching the links. SIGTERM drains.
+RUST_LOG sets what is logged on stderr, for example interconnect_rs=debug.";
+
+/// The command line.
 #[derive(Parser)]
-#[command(name = "interconnect-rs", version)]
+#[command(version, about = ABOUT)]
 struct Args {
     /// The configuration, as skrouterd reads it
     #[arg(short, long, value_name = "FILE")]

@@ -86,10 +86,23 @@ impl Default for Metrics {
         let registry = &mut metrics.registry;
         registry.register("link_up", "Links established to each router", metrics.links.clone());
         registry.register("links", "Links established to each router since the start", metrics.links_made.clone());
-        registry.register("listener_up", "Whether a tcpListener's socket is open: its address has a consumer", metrics.listeners.clone());
+        registry.register(
+            "listener_up",
+            "Whether a tcpListener's socket is open: its address has a consumer",
+            metrics.listeners.clone(),
+        );
         registry.register("connections_open", "TCP connections open, of clients and to services", metrics.open.clone());
-        registry.register("connections", "TCP connections of clients and to services since the start", metrics.opened.clone());
-        registry.register_with_unit("transfer", "Bytes read from and written to TCP connections", Unit::Bytes, metrics.bytes.clone());
+        registry.register(
+            "connections",
+            "TCP connections of clients and to services since the start",
+            metrics.opened.clone(),
+        );
+        registry.register_with_unit(
+            "transfer",
+            "Bytes read from and written to TCP connections",
+            Unit::Bytes,
+            metrics.bytes.clone(),
+        );
         registry.register("resets", "TCP connections that were cut, by reason", metrics.resets.clone());
         metrics
     }
@@ -104,7 +117,8 @@ impl Metrics {
             Side::Connector => "connector",
         };
         let address = || address.to_string();
-        let bytes = |direction| self.bytes.get_or_create_owned(&DirectionLabels { address: address(), side, direction });
+        let bytes =
+            |direction| self.bytes.get_or_create_owned(&DirectionLabels { address: address(), side, direction });
         let labels = SideLabels { address: address(), side };
         self.opened.get_or_create(&labels).inc();
         let open = self.open.get_or_create_owned(&labels);
@@ -140,7 +154,7 @@ impl Metrics {
         self.resets.get_or_create(&ReasonLabels { reason: reason.as_str() }).inc();
     }
 
-    /// Everything in the text format of OpenMetrics.
+    /// Everything in the text format `OpenMetrics`.
     ///
     /// # Errors
     ///
@@ -203,6 +217,11 @@ mod tests {
         let metrics = Metrics::default();
         let web = Address::new("web:80").unwrap();
         drop(metrics.connection(&web, Side::Connector));
-        assert!(metrics.render().unwrap().contains("interconnect_connections_open{address=\"web:80\",side=\"connector\"} 0\n"));
+        assert!(
+            metrics
+                .render()
+                .unwrap()
+                .contains("interconnect_connections_open{address=\"web:80\",side=\"connector\"} 0\n")
+        );
     }
 }

@@ -17,7 +17,7 @@ use tracing::{Instrument, info, info_span, warn};
 use crate::config::{LinkConnector, LinkListener};
 use crate::link::{HELLO_TIMEOUT, Identity, Link, Side};
 use crate::route::LinkId;
-use crate::run::Event;
+use crate::router::Event;
 use crate::service;
 use crate::transport::{LinkEnd, LinkHandle, Notice};
 
@@ -148,8 +148,9 @@ enum Connection {
 async fn dial(connector: &LinkConnector, tls: Option<&TlsConnector>) -> io::Result<Connection> {
     let stream = in_time(CONNECT_TIMEOUT, "the connection", service::dial(&connector.to)).await?;
     let Some(tls) = tls else { return Ok(Connection::Plain(stream)) };
-    let name = ServerName::try_from(connector.to.host.clone())
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the connector's host is no name a certificate can bear"))?;
+    let name = ServerName::try_from(connector.to.host.clone()).map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidInput, "the connector's host is no name a certificate can bear")
+    })?;
     let stream = in_time(HELLO_TIMEOUT, "the TLS handshake", tls.connect(name, stream)).await?;
     Ok(Connection::Tls(Box::new(stream)))
 }

@@ -47,7 +47,9 @@ impl Table {
         for connector in connectors {
             self.connectors.entry(connector.address.clone()).or_default().push(connector.clone());
         }
-        self.turns.retain(|address, _| self.connectors.contains_key(address) || self.links.values().any(|link| link.addresses.contains(address)));
+        self.turns.retain(|address, _| {
+            self.connectors.contains_key(address) || self.links.values().any(|link| link.addresses.contains(address))
+        });
     }
 
     /// Adds a link to `router`, which has advertised nothing yet.
@@ -93,7 +95,9 @@ impl Table {
         let turn = self.turns.get(address).copied().unwrap_or_default();
         let able: Vec<LinkId> =
             self.links.iter().filter(|(_, remote)| remote.addresses.contains(address)).map(|(id, _)| *id).collect();
-        let open = |link: &LinkId| self.links.get(link).and_then(|remote| remote.open_streams.get(address)).copied().unwrap_or_default();
+        let open = |link: &LinkId| {
+            self.links.get(link).and_then(|remote| remote.open_streams.get(address)).copied().unwrap_or_default()
+        };
         // min_by_key takes the first of equals; starting at the turn makes that another one each time.
         let start = turn.checked_rem(able.len())?;
         let chosen = able.iter().cycle().skip(start).take(able.len()).copied().min_by_key(open)?;

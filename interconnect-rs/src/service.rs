@@ -10,7 +10,7 @@ use tokio::time;
 use tracing::{info, warn};
 
 use crate::config::{HostPort, TcpConnector, TcpListener};
-use crate::run::Event;
+use crate::router::Event;
 
 /// How long a service may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -67,19 +67,25 @@ fn answer(status: &Status, method: &Method, path: &str) -> Response<Full<Bytes>>
     let text = |code: StatusCode, text: String| {
         let mut response = Response::new(Full::from(text));
         *response.status_mut() = code;
-        response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("text/plain; charset=utf-8"));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("text/plain; charset=utf-8"));
         response
     };
     if !matches!(*method, Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n".into());
     }
     match path {
-        "/healthz" if status.draining.load(Ordering::Relaxed) => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".into()),
+        "/healthz" if status.draining.load(Ordering::Relaxed) => {
+            text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".into())
+        }
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
         "/metrics" => match status.metrics.render() {
             Ok(metrics) => {
                 let mut response = text(StatusCode::OK, metrics);
-                let kind = hyper::header::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+                let kind = hyper::header::HeaderValue::from_static(
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                );
                 response.headers_mut().insert(CONTENT_TYPE, kind);
                 response
             }

@@ -125,7 +125,8 @@ impl ReceiveHalf {
 
     /// Stores data from the link; false if the peer had no credit for it.
     pub(crate) fn store(&mut self, data: &[u8]) -> bool {
-        let Some(rest) = u32::try_from(data.len()).ok().and_then(|length| self.allowance_bytes.checked_sub(length)) else {
+        let Some(rest) = u32::try_from(data.len()).ok().and_then(|length| self.allowance_bytes.checked_sub(length))
+        else {
             return false;
         };
         self.allowance_bytes = rest;
@@ -145,7 +146,8 @@ impl ReceiveHalf {
     /// Notes that `length` bytes were written to the socket. Returns credit to give: at each half window, so that the sender never runs dry
     /// while the reader keeps up, and not more often, so that messages about credit stay few.
     pub(crate) fn written(&mut self, length: usize) -> Option<u32> {
-        self.owed_bytes = self.owed_bytes.saturating_add(u32::try_from(length).unwrap_or(u32::MAX)).min(self.window_bytes);
+        self.owed_bytes =
+            self.owed_bytes.saturating_add(u32::try_from(length).unwrap_or(u32::MAX)).min(self.window_bytes);
         if self.finished || self.owed_bytes < self.window_bytes / 2 {
             return None;
         }

@@ -12,7 +12,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, version};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, version,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tracing::warn;
@@ -85,7 +87,9 @@ impl Identity {
         };
         let mut roots = RootCertStore::empty();
         for certificate in certificates("caCertFile", &profile.ca)? {
-            roots.add(certificate).map_err(|error| unusable(profile, "caCertFile holds no authority's certificate", error))?;
+            roots
+                .add(certificate)
+                .map_err(|error| unusable(profile, "caCertFile holds no authority's certificate", error))?;
         }
         let chain = certificates("certFile", &profile.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&profile.key).map_err(read("privateKeyFile", &profile.key))?;
@@ -101,7 +105,11 @@ fn warn_of_readable_key(profile: &SslProfile) {
     }
 }
 
-fn unusable(profile: &SslProfile, what: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> TlsError {
+fn unusable(
+    profile: &SslProfile,
+    what: &'static str,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> TlsError {
     TlsError::Unusable { profile: profile.name.clone(), what, source: Box::new(error) }
 }
 

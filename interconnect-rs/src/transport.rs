@@ -131,7 +131,7 @@ impl LinkHandle {
             self.0.output.notify_one();
             let _unread = time::timeout(CLOSE_TIMEOUT, writing).await;
         }
-        self.0.end_all_streams();
+        self.0.end_streams();
         match (closed, error) {
             (Some(reason), _) => LinkEnd::Closed(reason),
             (None, Some(error)) => LinkEnd::Failed(error),
@@ -312,7 +312,9 @@ impl Shared {
             match event {
                 Event::Established(peer) => notices.push(Notice::Established(peer)),
                 Event::Addresses(addresses) => notices.push(Notice::Addresses(addresses)),
-                Event::Incoming { stream, address } => notices.push(Notice::Incoming(self.stream(state, stream), address)),
+                Event::Incoming { stream, address } => {
+                    notices.push(Notice::Incoming(self.stream(state, stream), address));
+                }
                 Event::Opened(stream) => debug!(stream, "the peer has connected to the service"),
                 Event::Readable(stream) => state.wake(stream, |waiter| waiter.readable.notify_one()),
                 Event::Writable(stream) => state.wake(stream, |waiter| waiter.writable.notify_one()),
@@ -326,11 +328,16 @@ impl Shared {
         notices
     }
 
-    fn end_all_streams(&self) {
-        let waiters = std::mem::take(&mut self.lock().waiters);
-        for waiter in waiters.into_values() {
-            waiter.end(ResetReason::LinkDown);
-        }
+    /// Resets the streams that the end of the link has cut.
+    fn end_streams(&self) {
+        let State { link, waiters } = &mut *self.lock();
+        waiters.retain(|id, waiter| {
+            let is_complete = link.has_stream(*id);
+            if !is_complete {
+                waiter.end(ResetReason::LinkDown);
+            }
+            is_complete
+        });
     }
 }
 

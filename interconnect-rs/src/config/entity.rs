@@ -25,9 +25,8 @@ pub(super) struct Entity<'a> {
 impl<'a> Entity<'a> {
     pub(super) fn new(index: usize, value: &'a Value) -> Result<Entity<'a>, ConfigError> {
         let at = |message: String| ConfigError::Entity { index, entity: String::new(), message };
-        let (kind, attributes) = match value.as_array().map(Vec::as_slice) {
-            Some([Value::String(kind), Value::Object(attributes)]) => (kind, attributes),
-            _ => return Err(at("is not of the form [\"entityType\", {attributes}]".into())),
+        let Some([Value::String(kind), Value::Object(attributes)]) = value.as_array().map(Vec::as_slice) else {
+            return Err(at("is not of the form [\"entityType\", {attributes}]".into()));
         };
         let kind = schema::entity_type(kind).ok_or_else(|| {
             let nearest = schema::nearest(kind, schema::ENTITIES.iter().map(|entity| entity.name));
@@ -36,7 +35,9 @@ impl<'a> Entity<'a> {
         let entity = Entity { index, kind, attributes };
         let known = || kind.attributes.iter().chain(&schema::COMMON).copied();
         match attributes.keys().find(|key| !known().any(|name| name == *key)) {
-            Some(key) => Err(entity.error(format!("unknown attribute \"{key}\"{}", suggest(schema::nearest(key, known()))))),
+            Some(key) => {
+                Err(entity.error(format!("unknown attribute \"{key}\"{}", suggest(schema::nearest(key, known())))))
+            }
             None => Ok(entity),
         }
     }
@@ -107,7 +108,12 @@ impl<'a> Entity<'a> {
     }
 
     /// One of the words in `allowed`, or the default.
-    pub(super) fn word(&self, key: &str, allowed: &[&'static str], default: &'static str) -> Result<&'static str, ConfigError> {
+    pub(super) fn word(
+        &self,
+        key: &str,
+        allowed: &[&'static str],
+        default: &'static str,
+    ) -> Result<&'static str, ConfigError> {
         let Some(text) = self.string(key)? else { return Ok(default) };
         allowed.iter().copied().find(|word| *word == text).ok_or_else(|| {
             let nearest = schema::nearest(text, allowed.iter().copied());

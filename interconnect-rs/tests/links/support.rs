@@ -18,16 +18,16 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 /// Longest that anything in these tests may take.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An authority and the certificates it issues, as files.
-pub struct Authority {
+pub(crate) struct Authority {
     directory: TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    pub fn new() -> Authority {
+    pub(crate) fn new() -> Authority {
         let directory = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "test authority");
@@ -38,7 +38,7 @@ impl Authority {
     }
 
     /// An `sslProfile` named `tls` whose certificate is valid for `ip`.
-    pub fn profile(&self, name: &str, ip: &str) -> Value {
+    pub(crate) fn profile(&self, name: &str, ip: &str) -> Value {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.subject_alt_names.push(SanType::IpAddress(ip.parse().unwrap()));
         let key = KeyPair::generate().unwrap();
@@ -50,20 +50,20 @@ impl Authority {
         }])
     }
 
-    pub fn ca(&self) -> PathBuf {
+    pub(crate) fn ca(&self) -> PathBuf {
         self.directory.path().join("ca.crt")
     }
 }
 
 /// A router that runs in this process; dropping it kills it without a word to anyone.
-pub struct Router {
+pub(crate) struct Router {
     reloads: mpsc::Sender<Config>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), RunError>>,
 }
 
 impl Router {
-    pub fn start(entities: &[Value]) -> Router {
+    pub(crate) fn start(entities: &[Value]) -> Router {
         let (reloads, receiver) = mpsc::channel(1);
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(interconnect_rs::run::run(config(entities), receiver, async {
@@ -72,12 +72,18 @@ impl Router {
         Router { reloads, stop: Some(stop), task }
     }
 
-    pub async fn reload(&self, entities: &[Value]) {
+    pub(crate) async fn reload(&self, entities: &[Value]) {
         self.reloads.send(config(entities)).await.unwrap();
     }
 
+    /// Ends the router without a word to anyone, and waits until its sockets are closed.
+    pub(crate) async fn kill(mut self) {
+        self.task.abort();
+        assert!((&mut self.task).await.unwrap_err().is_cancelled());
+    }
+
     /// Stops the router as SIGTERM does.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.take().unwrap().send(()).unwrap();
         timeout(PATIENCE, &mut self.task).await.expect("the router drains in time").unwrap().unwrap();
     }
@@ -91,25 +97,25 @@ impl Drop for Router {
     }
 }
 
-pub fn config(entities: &[Value]) -> Config {
+pub(crate) fn config(entities: &[Value]) -> Config {
     Config::from_json(&Value::from(entities)).unwrap()
 }
 
 /// Two routers on one address: `A` listens for links at port 55671, `B` dials it.
-pub struct Pair {
-    pub ip: String,
-    pub authority: Authority,
-    pub a: Vec<Value>,
-    pub b: Vec<Value>,
+pub(crate) struct Pair {
+    pub(crate) ip: String,
+    pub(crate) authority: Authority,
+    pub(crate) a: Vec<Value>,
+    pub(crate) b: Vec<Value>,
 }
 
 impl Pair {
-    pub fn new(number: u8) -> Pair {
+    pub(crate) fn new(number: u8) -> Pair {
         Pair::with_link_port(number, 55671)
     }
 
     /// `B` dials `port` instead, where the test has put something between the two.
-    pub fn with_link_port(number: u8, port: u16) -> Pair {
+    pub(crate) fn with_link_port(number: u8, port: u16) -> Pair {
         let ip = format!("127.88.{number}.1");
         let authority = Authority::new();
         let a = vec![
@@ -127,20 +133,20 @@ impl Pair {
         Pair { ip, authority, a, b }
     }
 
-    pub fn listener(&self, address: &str, port: u16) -> Value {
+    pub(crate) fn listener(&self, address: &str, port: u16) -> Value {
         json!(["tcpListener", {"address": address, "host": self.ip, "port": port.to_string()}])
     }
 
-    pub fn connector(&self, address: &str, port: u16) -> Value {
+    pub(crate) fn connector(&self, address: &str, port: u16) -> Value {
         json!(["tcpConnector", {"address": address, "host": self.ip, "port": port.to_string()}])
     }
 
-    pub fn at(&self, port: u16) -> SocketAddr {
+    pub(crate) fn at(&self, port: u16) -> SocketAddr {
         format!("{}:{port}", self.ip).parse().unwrap()
     }
 
     /// Starts both; clients of `A` at port 1028 reach the service at port 8000 of `B`'s.
-    pub fn start(&mut self) -> (Router, Router) {
+    pub(crate) fn start(&mut self) -> (Router, Router) {
         self.a.push(self.listener("svc", 1028));
         self.b.push(self.connector("svc", 8000));
         (Router::start(&self.a), Router::start(&self.b))
@@ -148,7 +154,7 @@ impl Pair {
 }
 
 /// Runs `serve` for each connection to `at`, until dropped.
-pub async fn service<F, Fut>(at: SocketAddr, serve: F) -> JoinSet<()>
+pub(crate) async fn service<F, Fut>(at: SocketAddr, serve: F) -> JoinSet<()>
 where
     F: Fn(TcpStream) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
@@ -166,7 +172,7 @@ where
 }
 
 /// Sends back what it gets, until the end.
-pub async fn echo(mut stream: TcpStream) {
+pub(crate) async fn echo(mut stream: TcpStream) {
     let (mut reader, mut writer) = stream.split();
     // A client that breaks off is none of the echo's concern.
     let _broken = tokio::io::copy(&mut reader, &mut writer).await;
@@ -174,7 +180,7 @@ pub async fn echo(mut stream: TcpStream) {
 }
 
 /// Connects as soon as someone listens.
-pub async fn connect(at: SocketAddr) -> TcpStream {
+pub(crate) async fn connect(at: SocketAddr) -> TcpStream {
     let attempts = async {
         loop {
             match TcpStream::connect(at).await {
@@ -187,7 +193,7 @@ pub async fn connect(at: SocketAddr) -> TcpStream {
 }
 
 /// Waits until nobody listens any more.
-pub async fn wait_closed(at: SocketAddr) {
+pub(crate) async fn wait_closed(at: SocketAddr) {
     let attempts = async {
         while TcpStream::connect(at).await.is_ok() {
             sleep(Duration::from_millis(10)).await;
@@ -197,7 +203,7 @@ pub async fn wait_closed(at: SocketAddr) {
 }
 
 /// Sends `message`, ends the writing side, and reads all that comes back.
-pub async fn ask(stream: &mut TcpStream, message: &[u8]) -> Vec<u8> {
+pub(crate) async fn ask(stream: &mut TcpStream, message: &[u8]) -> Vec<u8> {
     let answer = async {
         stream.write_all(message).await.unwrap();
         stream.shutdown().await.unwrap();
@@ -209,7 +215,7 @@ pub async fn ask(stream: &mut TcpStream, message: &[u8]) -> Vec<u8> {
 }
 
 /// What `GET path` answers at `at`: the whole response as text.
-pub async fn http_get(at: SocketAddr, path: &str) -> String {
+pub(crate) async fn http_get(at: SocketAddr, path: &str) -> String {
     let mut stream = connect(at).await;
     let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -219,7 +225,7 @@ pub async fn http_get(at: SocketAddr, path: &str) -> String {
 }
 
 /// Waits until the metrics at `at` contain `line`.
-pub async fn wait_metric(at: SocketAddr, line: &str) {
+pub(crate) async fn wait_metric(at: SocketAddr, line: &str) {
     let attempts = async {
         while !http_get(at, "/metrics").await.lines().any(|found| found == line) {
             sleep(Duration::from_millis(10)).await;
@@ -229,13 +235,13 @@ pub async fn wait_metric(at: SocketAddr, line: &str) {
 }
 
 /// Something between two routers that a test can cut.
-pub struct Relay {
+pub(crate) struct Relay {
     cut: watch::Sender<u32>,
     _task: JoinSet<()>,
 }
 
 impl Relay {
-    pub async fn start(from: SocketAddr, to: SocketAddr) -> Relay {
+    pub(crate) async fn start(from: SocketAddr, to: SocketAddr) -> Relay {
         let (cut, receiver) = watch::channel(0);
         let task = service(from, move |mut near| {
             let mut receiver = receiver.clone();
@@ -253,13 +259,13 @@ impl Relay {
     }
 
     /// Ends every connection that goes through.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.cut.send_modify(|count| *count += 1);
     }
 }
 
 /// Bytes that differ from place to place, the same for the same seed.
-pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let words = std::iter::from_fn(move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

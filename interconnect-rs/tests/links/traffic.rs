@@ -1,11 +1,11 @@
 //! Two routers, linked over mutual TLS on loopback, as a client and a service see them.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{
+    PATIENCE, Pair, Relay, Router, ask, connect, echo, http_get, pattern, service, wait_closed, wait_metric,
+};
 use serde_json::json;
-use support::{Pair, Relay, Router, ask, connect, echo, http_get, pattern, service, wait_closed, wait_metric};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -86,7 +86,7 @@ async fn a_client_writes_on_after_the_service_has_ended_its_writing_side() {
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     client.write_all(b"still here").await.unwrap();
     drop(client);
-    assert_eq!(timeout(support::PATIENCE, received.recv()).await.unwrap().unwrap(), b"still here");
+    assert_eq!(timeout(PATIENCE, received.recv()).await.unwrap().unwrap(), b"still here");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,7 +100,7 @@ async fn a_service_that_speaks_first_is_heard() {
     let (_a, _b) = pair.start();
     let mut greeting = [0; 11];
     let mut client = connect(pair.at(1028)).await;
-    timeout(support::PATIENCE, client.read_exact(&mut greeting)).await.unwrap().unwrap();
+    timeout(PATIENCE, client.read_exact(&mut greeting)).await.unwrap().unwrap();
     assert_eq!(&greeting, b"220 ready\r\n");
 }
 
@@ -124,7 +124,7 @@ async fn a_slow_reader_does_not_stop_the_others_and_is_held_back_itself() {
     // And when it reads at last, everything is there.
     slow.shutdown().await.unwrap();
     let mut answer = Vec::new();
-    timeout(support::PATIENCE, slow.read_to_end(&mut answer)).await.unwrap().unwrap();
+    timeout(PATIENCE, slow.read_to_end(&mut answer)).await.unwrap().unwrap();
     assert_eq!(answer.len(), sent);
 }
 
@@ -138,7 +138,7 @@ async fn a_broken_link_cuts_its_connections_and_comes_back() {
     client.write_all(b"x").await.unwrap();
     client.read_exact(&mut [0]).await.unwrap();
     relay.cut();
-    let error = timeout(support::PATIENCE, client.read(&mut [0])).await.unwrap().unwrap_err();
+    let error = timeout(PATIENCE, client.read(&mut [0])).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     wait_metric(pair.at(9090), "interconnect_links_total{router=\"B\"} 2").await;
     assert_eq!(ask(&mut connect(pair.at(1028)).await, b"again").await, b"again");
@@ -171,7 +171,7 @@ async fn a_service_that_cannot_be_connected_to_ends_the_clients_connection() {
     let mut pair = Pair::new(10);
     let (_a, _b) = pair.start();
     let mut client = connect(pair.at(1028)).await;
-    assert_eq!(timeout(support::PATIENCE, client.read(&mut [0])).await.unwrap().unwrap(), 0, "an orderly end");
+    assert_eq!(timeout(PATIENCE, client.read(&mut [0])).await.unwrap().unwrap(), 0, "an orderly end");
     wait_metric(pair.at(9090), "interconnect_resets_total{reason=\"connect-failed\"} 1").await;
 }
 
@@ -192,7 +192,7 @@ async fn a_reset_of_the_client_reaches_the_service() {
     client.read_exact(&mut [0]).await.unwrap();
     client.set_zero_linger().unwrap();
     drop(client);
-    let seen = timeout(support::PATIENCE, received.recv()).await.unwrap().unwrap();
+    let seen = timeout(PATIENCE, received.recv()).await.unwrap().unwrap();
     assert_eq!(seen, Err(std::io::ErrorKind::ConnectionReset));
 }
 
@@ -222,7 +222,7 @@ async fn a_stopped_router_lets_open_connections_end_and_takes_no_new_ones() {
     assert!(http_get(pair.at(9091), "/healthz").await.starts_with("HTTP/1.1 503"));
     assert!(!stopping.is_finished());
     assert_eq!(ask(&mut client, b"the rest").await, b"the rest");
-    timeout(support::PATIENCE, stopping).await.unwrap().unwrap();
+    timeout(PATIENCE, stopping).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -258,6 +258,6 @@ async fn exchange(stream: &mut TcpStream, data: &[u8]) -> Vec<u8> {
         };
         tokio::try_join!(write, reader.read_to_end(&mut received)).unwrap();
     };
-    timeout(3 * support::PATIENCE, both).await.expect("everything comes back in time");
+    timeout(3 * PATIENCE, both).await.expect("everything comes back in time");
     received
 }
