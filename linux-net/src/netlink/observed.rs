@@ -1,0 +1,80 @@
+//! What stands in the kernel, as read back from it.
+
+use ipnet::IpNet;
+
+use super::{Macvlan, Vxlan};
+use crate::name::{IfName, MacAddr};
+
+/// A network interface, as `ip -d link show` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number for it, unique in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: IfName,
+    /// Its hardware address, when it has one of six bytes.
+    pub mac: Option<MacAddr>,
+    /// The largest packet it sends, in bytes.
+    pub mtu_bytes: u32,
+    /// Whether it is administratively up (`IFF_UP`, what `ip link set up` sets).
+    pub up: bool,
+    /// Whether it has carrier (`IFF_LOWER_UP`): for a veth, whether the other end is up too.
+    pub carrier: bool,
+    /// Whether it takes frames for anybody's address (`IFF_PROMISC`).
+    pub promiscuous: bool,
+    /// The bridge it is a port of.
+    pub master: Option<IfName>,
+    /// The text an administrator or a program marked it with.
+    pub alias: Option<String>,
+    /// What kind of device it is.
+    pub kind: LinkKind,
+    /// The index of its other end (veth) or its lower device (macvlan), perhaps in another namespace.
+    pub peer_index: Option<u32>,
+    /// Whether, as a port of a bridge, it may send a frame back where it came from; `None` when not a port.
+    pub hairpin: Option<bool>,
+    /// What went through it so far.
+    pub statistics: LinkStatistics,
+}
+
+/// What kind of device a link is (`IFLA_INFO_KIND`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// The loopback device.
+    Loopback,
+    /// One end of a virtual cable.
+    Veth,
+    /// A software switch.
+    Bridge,
+    /// A VXLAN tunnel end point.
+    Vxlan(Vxlan),
+    /// A second MAC address on another device.
+    Macvlan(Macvlan),
+    /// Another kind, by the kernel's name for it; empty for a physical device.
+    Other(String),
+}
+
+/// Packets and bytes that went through a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStatistics {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets received and dropped.
+    pub rx_dropped: u64,
+    /// Packets to be sent and dropped.
+    pub tx_dropped: u64,
+}
+
+/// An address on a link.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// The link.
+    pub dev: IfName,
+    /// The address with its prefix length.
+    pub address: IpNet,
+}
