@@ -265,16 +265,16 @@ pub fn substitute(command: &str, names: &dyn Names) -> String {
     result
 }
 
-/// The candidate most like `name`, if one is like it at all.
+/// The candidate that takes the fewest slips of the finger to become `name`, if it takes few enough to be one.
 #[must_use]
 pub fn nearest(name: &str, candidates: impl IntoIterator<Item = String>) -> Option<String> {
-    /// Below this likeness a suggestion would be a guess.
-    const MIN_LIKENESS: f64 = 0.7;
+    // One slip in a short name, one more for every four characters.
+    let few_slips = 1 + name.chars().count() / 4;
     candidates
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&name.to_lowercase(), &candidate.to_lowercase()), candidate))
-        .filter(|(likeness, _)| *likeness >= MIN_LIKENESS)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|candidate| (strsim::damerau_levenshtein(&name.to_lowercase(), &candidate.to_lowercase()), candidate))
+        .filter(|(slips, _)| *slips <= few_slips)
+        .min_by_key(|(slips, _)| *slips)
         .map(|(_, candidate)| candidate)
 }
 
