@@ -1,0 +1,191 @@
+//! What bridge reads of a configuration.
+
+use linux_net::{IfName, MacAddr};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::conf::Conf;
+use crate::env::{Environment, parse_ifname};
+use crate::error::{Code, Error, Result};
+
+/// The configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of the netconf of the same name")]
+pub struct Config {
+    /// The bridge to attach to; made if it is not there.
+    pub bridge: IfName,
+    /// Give the bridge the gateway's address, and forward packets.
+    pub is_gateway: bool,
+    /// Make that gateway the container's default route.
+    pub is_default_gateway: bool,
+    /// Replace another address of the subnet that the bridge has.
+    pub force_address: bool,
+    /// Masquerade what the container sends out of its subnet.
+    pub ip_masq: bool,
+    /// The MTU of both ends of the veth in bytes, which the bridge follows; 0 for the kernel's default.
+    pub mtu: u32,
+    /// A packet may leave through the port it came in by: a pod reaching itself through a service.
+    pub hairpin_mode: bool,
+    /// The bridge takes every frame.
+    pub promisc_mode: bool,
+    /// Detect duplicate IPv6 addresses, which takes a second.
+    pub enable_dad: bool,
+    /// The MAC the container's interface must have.
+    pub mac: Option<MacAddr>,
+    /// The type of the IPAM plugin; empty for a pure layer-2 attachment.
+    pub ipam: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of the netconf of the same name")]
+struct NetConf {
+    #[serde(default)]
+    bridge: String,
+    #[serde(default)]
+    is_gateway: bool,
+    #[serde(default)]
+    is_default_gateway: bool,
+    #[serde(default)]
+    force_address: bool,
+    #[serde(default)]
+    ip_masq: bool,
+    #[serde(default)]
+    ip_masq_backend: Option<String>,
+    #[serde(default)]
+    mtu: u32,
+    #[serde(default)]
+    hairpin_mode: bool,
+    #[serde(default)]
+    promisc_mode: bool,
+    #[serde(default)]
+    enabledad: bool,
+}
+
+/// Fields of the Go plugin that this one does not have. A value that asks for nothing (`0`, `false`) is no harm.
+const UNSUPPORTED: [&str; 5] = ["vlan", "vlanTrunk", "macspoofchk", "disableContainerInterface", "portIsolation"];
+
+impl Config {
+    /// Reads and checks.
+    ///
+    /// # Errors
+    ///
+    /// Code 2 for a field that is not supported, 7 for one that is wrong, 4 for malformed `CNI_ARGS`.
+    pub fn read(env: &Environment, conf: &Conf) -> Result<Self> {
+        env.check_args()?;
+        for field in UNSUPPORTED {
+            if conf.object().get(field).is_some_and(asks_for_something) {
+                return Err(Error::unsupported("bridge", field));
+            }
+        }
+        let net: NetConf = conf.read()?;
+        if let Some(backend) = net.ip_masq_backend.filter(|backend| !matches!(backend.as_str(), "" | "nftables")) {
+            let msg = format!(
+                "ipMasqBackend \"{backend}\" is not supported by this bridge plugin; it masquerades with nftables"
+            );
+            return Err(Error::new(Code::UnsupportedField, msg));
+        }
+        if net.hairpin_mode && net.promisc_mode {
+            return Err(Error::config("cannot set hairpin mode and promiscuous mode at the same time."));
+        }
+        Ok(Self {
+            bridge: parse_ifname(if net.bridge.is_empty() { "cni0" } else { &net.bridge })
+                .map_err(|error| Error::config(format!("bridge: {error}")))?,
+            is_gateway: net.is_gateway || net.is_default_gateway,
+            is_default_gateway: net.is_default_gateway,
+            force_address: net.force_address,
+            ip_masq: net.ip_masq,
+            mtu: net.mtu,
+            hairpin_mode: net.hairpin_mode,
+            promisc_mode: net.promisc_mode,
+            enable_dad: net.enabledad,
+            mac: wanted_mac(env, conf)?,
+            ipam: conf.ipam_type()?.to_owned(),
+        })
+    }
+}
+
+fn asks_for_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(number) => number.as_i64() != Some(0),
+        Value::Array(list) => !list.is_empty(),
+        Value::Bool(true) | Value::String(_) | Value::Object(_) => true,
+    }
+}
+
+/// Three may ask for a MAC; the runtime's word counts most, then `args.cni`, then `CNI_ARGS`.
+fn wanted_mac(env: &Environment, conf: &Conf) -> Result<Option<MacAddr>> {
+    let member = |path: &[&str]| {
+        let mut value = conf.object().get(path[0])?;
+        for key in &path[1..] {
+            value = value.get(key)?;
+        }
+        value.as_str().filter(|mac| !mac.is_empty())
+    };
+    let text = member(&["runtimeConfig", "mac"]).or_else(|| member(&["args", "cni", "mac"])).or_else(|| env.arg("MAC"));
+    let parse = |text: &str| {
+        text.parse()
+            .map_err(|_| Error::config(format!("MAC \"{text}\" is no MAC address; write it as 02:00:00:00:00:01")))
+    };
+    text.map(parse).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(mut conf: Value, args: &str) -> Result<Config> {
+        conf["name"] = json!("n");
+        let env = Environment {
+            container_id: crate::env::ContainerId::new("c1")?,
+            netns: None,
+            ifname: Some(parse_ifname("eth0")?),
+            args: args.to_owned(),
+            path: Vec::new(),
+            allow_own_netns: false,
+        };
+        Config::read(&env, &Conf::parse(conf.to_string().as_bytes())?)
+    }
+
+    #[test]
+    fn a_default_gateway_is_a_gateway() {
+        let config = read(json!({"isDefaultGateway": true}), "").unwrap();
+        assert!(config.is_gateway);
+        assert_eq!(config.bridge.to_string(), "cni0");
+    }
+
+    #[test]
+    fn fields_of_the_go_plugin_that_are_missing_here_are_refused_by_name() {
+        for field in UNSUPPORTED {
+            let error = read(json!({field: 7}), "").unwrap_err();
+            assert_eq!(error.code, Code::UnsupportedField);
+            assert!(error.msg.contains(field), "{error}");
+        }
+        read(json!({"vlan": 0, "macspoofchk": false, "vlanTrunk": []}), "").unwrap();
+    }
+
+    #[test]
+    fn the_runtime_has_the_last_word_on_the_mac() {
+        let mac = |conf, args| read(conf, args).unwrap().mac.map(|mac: MacAddr| mac.to_string());
+        let both =
+            json!({"runtimeConfig": {"mac": "02:00:00:00:00:01"}, "args": {"cni": {"mac": "02:00:00:00:00:02"}}});
+        assert_eq!(mac(both, "MAC=02:00:00:00:00:03").as_deref(), Some("02:00:00:00:00:01"));
+        assert_eq!(mac(json!({}), "MAC=02:00:00:00:00:03").as_deref(), Some("02:00:00:00:00:03"));
+        assert_eq!(mac(json!({}), ""), None);
+    }
+
+    #[test]
+    fn impossible_wishes_are_refused() {
+        for conf in [
+            json!({"hairpinMode": true, "promiscMode": true}),
+            json!({"bridge": "../../etc"}),
+            json!({"mtu": -1}),
+            json!({"runtimeConfig": {"mac": "zz"}}),
+        ] {
+            assert_eq!(read(conf, "").unwrap_err().code, Code::InvalidConfig);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The directory of reservations, shared with the Go plugin at the same time.
+//!
+//! ```text
+//!   <dataDir>/<network>/lock                  flock: one plugin at a time
+//!                      /10.10.0.2             "<container id>\r\n<ifname>", one file per reserved address
+//!                      /last_reserved_ip.0    the address range set 0 gave last
+//!   <dataDir>/.<network>.owners               ours alone: who has which address, see `index`
+//! ```
+//!
+//! A reservation is the *existence* of a file, made with `O_EXCL`: the kernel decides between two who want one address.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg, OFlag, open};
+use nix::sys::stat::Mode;
+
+use crate::conf::NetworkName;
+use crate::env::Environment;
+use crate::error::{Error, Result};
+use crate::host_local::index::Index;
+
+/// Who holds an address: an interface of a container.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// The container's id.
+    pub container_id: String,
+    /// The interface; empty in files that plugins before 0.8 wrote.
+    pub ifname: String,
+}
+
+impl Owner {
+    /// The owner a request speaks of.
+    ///
+    /// # Errors
+    ///
+    /// Code 4 when the request names no interface.
+    pub fn of(env: &Environment) -> Result<Self> {
+        Ok(Self { container_id: env.container_id.to_string(), ifname: env.ifname()?.to_string() })
+    }
+
+    fn to_content(&self) -> String {
+        format!("{}\r\n{}", self.container_id, self.ifname)
+    }
+
+    fn from_content(content: &str) -> Self {
+        let (container_id, ifname) = content.trim().split_once("\r\n").unwrap_or((content.trim(), ""));
+        Self { container_id: container_id.to_owned(), ifname: ifname.to_owned() }
+    }
+}
+
+/// The reservations of one network, locked as long as this value lives.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    index: Index,
+    /// Held for its effect: dropping it unlocks.
+    _lock: Flock<File>,
+}
+
+impl Store {
+    /// Opens the directory of a network, makes it if need be, and waits for the lock.
+    ///
+    /// # Errors
+    ///
+    /// Code 5 naming the path.
+    pub fn open(data_dir: &Path, network: &NetworkName) -> Result<Self> {
+        let dir = data_dir.join(network.as_str());
+        fs::create_dir_all(&dir).map_err(|source| Error::io("create directory", &dir, &source))?;
+        let lock = lock(&dir.join("lock"))?;
+        let index = Index::open(data_dir.join(format!(".{network}.owners")), &dir)?;
+        Ok(Self { dir, index, _lock: lock })
+    }
+
+    /// The address that range set `set` gave last. Anything unreadable is as good as none: only fairness suffers.
+    #[must_use]
+    pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
+        fs::read_to_string(self.last_reserved_path(set)).ok()?.trim().parse().ok()
+    }
+
+    fn last_reserved_path(&self, set: usize) -> PathBuf {
+        self.dir.join(format!("last_reserved_ip.{set}"))
+    }
+
+    /// Tries to reserve `address`; `false` when someone has it.
+    ///
+    /// # Errors
+    ///
+    /// Code 5 when a file cannot be written.
+    pub fn reserve(&mut self, owner: &Owner, address: IpAddr, set: usize) -> Result<bool> {
+        let path = self.dir.join(address.to_string());
+        let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            Err(source) => return Err(Error::io("create", &path, &source)),
+        };
+        if let Err(source) = file.write_all(owner.to_content().as_bytes()) {
+            // A reservation without an owner could never be released; the first error is the one to report.
+            let _ = fs::remove_file(&path);
+            return Err(Error::io("write", &path, &source));
+        }
+        let last = self.last_reserved_path(set);
+        fs::write(&last, address.to_string()).map_err(|source| Error::io("write", &last, &source))?;
+        self.index.added(owner, address);
+        Ok(true)
+    }
+
+    /// The addresses that `owner` holds. Files from before 0.8, which name no interface, belong to all of a container's.
+    ///
+    /// # Errors
+    ///
+    /// Code 5 when the directory cannot be read.
+    pub fn addresses_of(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
+        let mut addresses = self.verified(owner);
+        if addresses.is_empty() {
+            addresses = self.verified(&Owner { ifname: String::new(), ..owner.clone() });
+        }
+        Ok(addresses)
+    }
+
+    /// The index says where to look; the file itself has the last word.
+    fn verified(&self, owner: &Owner) -> Vec<IpAddr> {
+        let mut addresses = self.index.addresses_of(owner);
+        addresses
+            .retain(|address| read_owner(&self.dir.join(address.to_string())).is_some_and(|found| found == *owner));
+        addresses
+    }
+
+    /// Removes every reservation of `owner`; there may be none.
+    ///
+    /// # Errors
+    ///
+    /// Code 5 when a file cannot be removed.
+    pub fn release(&mut self, owner: &Owner) -> Result<()> {
+        for address in self.addresses_of(owner)? {
+            self.release_address(owner, address)?;
+        }
+        Ok(())
+    }
+
+    /// Removes one reservation of `owner`.
+    ///
+    /// # Errors
+    ///
+    /// Code 5 when the file cannot be removed.
+    pub fn release_address(&mut self, owner: &Owner, address: IpAddr) -> Result<()> {
+        let path = self.dir.join(address.to_string());
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::io("remove", &path, &source)),
+        }
+        self.index.removed(owner, address);
+        Ok(())
+    }
+
+    /// Removes every reservation whose owner `is_kept` does not vouch for.
+    ///
+    /// # Errors
+    ///
+    /// Code 5 when the directory cannot be read or a file cannot be removed.
+    pub fn release_all_but(&mut self, is_kept: impl Fn(&Owner) -> bool) -> Result<()> {
+        for (owner, _) in scan(&self.dir)? {
+            if !is_kept(&owner) {
+                self.release(&owner)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the index out. What is not committed (a crash) costs the next call one reading of the directory.
+    pub fn commit(self) {
+        self.index.commit(&self.dir);
+    }
+}
+
+/// Every reservation of the directory, read file by file.
+pub(crate) fn scan(dir: &Path) -> Result<Vec<(Owner, IpAddr)>> {
+    let failed = |source| Error::io("read directory", dir, &source);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if let Some(address) = name.to_str().and_then(|name| name.parse().ok())
+            && let Some(owner) = read_owner(&dir.join(&name))
+        {
+            found.push((owner, address));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read_owner(path: &Path) -> Option<Owner> {
+    fs::read_to_string(path).ok().map(|content| Owner::from_content(&content))
+}
+
+/// Takes the lock that the Go plugin takes: `flock` on a file that is opened for reading only, made with mode 0750.
+fn lock(path: &Path) -> Result<Flock<File>> {
+    let failed = |errno: nix::Error| Error::io("lock", path, &io::Error::from(errno));
+    let flags = OFlag::O_CREAT | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = File::from(open(path, flags, Mode::from_bits_truncate(0o750)).map_err(failed)?);
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno))
+}
