@@ -1,15 +1,18 @@
 //! The other workers: what is known about them from their leases, and which of them can be reached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use linux_net::{MacAddr, Vni};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::error::chain;
 use crate::lease::{Entry, Subnet};
 use crate::watch::SubnetEvent;
+
+/// So many leases may change at once before the log counts them instead of naming them.
+const LINES_PER_BATCH: usize = 10;
 
 /// Another worker, reachable by VXLAN.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +32,15 @@ pub enum OwnKey {
     Kept,
     /// It is gone: deleted by hand, or its lease ran out while etcd could not be reached.
     Lost,
+}
+
+/// What an event made of a lease.
+#[derive(Debug)]
+enum Change {
+    Added(Peer),
+    Removed(Subnet),
+    /// With the reason.
+    Ignored(Subnet, String),
 }
 
 /// The leases of all other workers.
@@ -51,55 +63,60 @@ impl PeerTable {
     /// Takes a batch of events in.
     pub fn handle_events(&mut self, events: Vec<SubnetEvent>) -> OwnKey {
         let mut own_key = OwnKey::Kept;
+        let mut changes = Vec::new();
         for event in events {
             match event {
                 SubnetEvent::Listed(entries) => {
-                    let is_listed = entries.iter().any(|entry| entry.subnet == self.own);
-                    own_key = if is_listed { OwnKey::Kept } else { OwnKey::Lost };
-                    self.leases.retain(|subnet, _| entries.iter().any(|entry| entry.subnet == *subnet));
-                    for entry in entries {
-                        self.put(&entry);
-                    }
+                    let listed: BTreeSet<Subnet> = entries.iter().map(|entry| entry.subnet).collect();
+                    own_key = if listed.contains(&self.own) { OwnKey::Kept } else { OwnKey::Lost };
+                    let gone: Vec<Subnet> =
+                        self.leases.keys().filter(|subnet| !listed.contains(subnet)).copied().collect();
+                    changes.extend(gone.into_iter().filter_map(|subnet| self.remove(subnet)));
+                    changes.extend(entries.iter().filter_map(|entry| self.put(entry)));
                 }
                 SubnetEvent::Put(entry) => {
                     if entry.subnet == self.own {
                         own_key = OwnKey::Kept;
                     }
-                    self.put(&entry);
+                    changes.extend(self.put(&entry));
                 }
                 SubnetEvent::Deleted(subnet) if subnet == self.own => own_key = OwnKey::Lost,
-                SubnetEvent::Deleted(subnet) => {
-                    if self.leases.remove(&subnet).is_some() {
-                        info!(%subnet, "lease removed");
-                    }
-                }
+                SubnetEvent::Deleted(subnet) => changes.extend(self.remove(subnet)),
             }
         }
+        log(&changes);
         own_key
     }
 
     /// The workers that can be reached, in the order of their subnets.
+    ///
+    /// There is one for each IPv4 subnet: of two keys that differ in their IPv6 half only, the first counts.
     pub fn peers(&self) -> impl Iterator<Item = &Peer> {
-        self.leases.values().flatten()
+        let mut last = None;
+        self.leases.values().flatten().filter(move |peer| last.replace(peer.subnet) != Some(peer.subnet))
     }
 
-    fn put(&mut self, entry: &Entry) {
+    fn put(&mut self, entry: &Entry) -> Option<Change> {
         let subnet = entry.subnet;
         if subnet == self.own {
             if !entry.is_held_by(self.public_ip) {
                 warn!(%subnet, "another worker has written over our lease; check that no two workers share a subnet file");
             }
-            return;
+            return None;
         }
         let peer = self.reachable(entry);
-        match (&peer, self.leases.get(&subnet)) {
+        let known = self.leases.insert(subnet, peer.as_ref().ok().cloned());
+        match (peer, known) {
             // Renewed by a flanneld, which writes the same again.
-            (Ok(peer), Some(Some(known))) if known == peer => {}
-            (Err(_), Some(None)) => {}
-            (Ok(peer), _) => info!(%subnet, vtep = %peer.public_ip, mac = %peer.vtep_mac, "lease added"),
-            (Err(reason), _) => warn!(%subnet, reason, "lease ignored"),
+            (Ok(peer), Some(Some(known))) if known == peer => None,
+            (Err(_), Some(None)) => None,
+            (Ok(peer), _) => Some(Change::Added(peer)),
+            (Err(reason), _) => Some(Change::Ignored(subnet, reason)),
         }
-        self.leases.insert(subnet, peer.ok());
+    }
+
+    fn remove(&mut self, subnet: Subnet) -> Option<Change> {
+        self.leases.remove(&subnet).map(|_| Change::Removed(subnet))
     }
 
     /// Finds out how to reach the worker that holds `entry`, or why it cannot be reached.
@@ -117,6 +134,24 @@ impl PeerTable {
             return Err(format!("it is in VNI {}, we are in {}", data.vni, self.vni));
         }
         Ok(Peer { subnet: entry.subnet.ipv4, vtep_mac: data.vtep_mac, public_ip })
+    }
+}
+
+/// Writes what changed to the log: a line each, or, when an agent starts among many others, one line in all.
+fn log(changes: &[Change]) {
+    if changes.len() > LINES_PER_BATCH {
+        let count = |is: fn(&Change) -> bool| changes.iter().filter(|change| is(change)).count();
+        let added = count(|change| matches!(change, Change::Added(_)));
+        let removed = count(|change| matches!(change, Change::Removed(_)));
+        info!(added, removed, ignored = changes.len() - added - removed, "many leases changed; --v=2 names them");
+    }
+    for change in changes {
+        match change {
+            _ if changes.len() > LINES_PER_BATCH => debug!(?change),
+            Change::Added(Peer { subnet, vtep_mac, public_ip }) => info!(%subnet, %public_ip, %vtep_mac, "lease added"),
+            Change::Removed(subnet) => info!(%subnet, "lease removed"),
+            Change::Ignored(subnet, reason) => warn!(%subnet, reason, "lease ignored"),
+        }
     }
 }
 
@@ -195,6 +230,15 @@ mod tests {
             SubnetEvent::Put(Entry { subnet: wider, ..entry(6, [10, 0, 0, 7], 100) }),
         ]);
         assert_eq!(subnets(&table), [""; 0]);
+    }
+
+    #[test]
+    fn of_two_keys_for_one_ipv4_subnet_one_counts() {
+        let mut dual = entry(2, [10, 0, 0, 9], 100);
+        dual.subnet.ipv6 = Some("fd00:2::/64".parse().unwrap());
+        let mut table = table();
+        table.handle_events(vec![SubnetEvent::Put(dual), SubnetEvent::Put(entry(2, [10, 0, 0, 4], 100))]);
+        assert_eq!(subnets(&table), ["10.5.2.0/24"]);
     }
 
     #[test]
