@@ -1,6 +1,6 @@
 //! The program: arguments, logging, exit status. See the library for everything else.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,11 +12,11 @@ use tracing_subscriber::EnvFilter;
 const ABOUT: &str = "\
 Links this cluster's services to those of other clusters, over one mutual-TLS connection per router.
 
-The file is skupper-router's: a JSON array of [\"entityType\", {attributes}]. A tcpConnector offers a service of this cluster under an
-address; a tcpListener in any other cluster lets clients connect to that address. listener and connector of role inter-router link
-the routers. A listener of role normal with \"http\": true serves /healthz and /metrics.
+The file is skupper-router's: a JSON array of [\"entityType\", {attributes}]. A tcpConnector offers a service of this cluster \
+under an address; a tcpListener in any other cluster lets clients connect to that address. listener and connector of role \
+inter-router link the routers. A listener of role normal with \"http\": true serves /healthz and /metrics.
 
-SIGHUP reads the file again: tcpListeners and tcpConnectors change without touching the links. SIGTERM drains.
+SIGHUP reads the file again: tcpListeners and tcpConnectors change without touching the links. SIGTERM drains. \
 RUST_LOG sets what is logged on stderr, for example interconnect_rs=debug.";
 
 /// The command line.
@@ -34,7 +34,8 @@ struct Args {
 #[tokio::main]
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(colours).with_env_filter(filter).init();
     match try_main(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,7 +1,8 @@
 //! Which consumer a new connection goes to. Pure: values in, values out.
 //!
-//! Consumers of an address are this router's own `tcpConnector`s, and the routers at the other end of a link that advertise the address. A local one
-//! always wins, since it costs no link; several take turns. Among links the one with the fewest open streams for the address wins, and equals take turns. A
+//! Consumers of an address are this router's own `tcpConnector`s, and the routers at the other end of a link that advertise the address. A
+//! local one always wins, since it costs no link; several take turns. Among routers the one with the fewest open streams for the address
+//! wins, and equals take turns. Of several links to one router the newest is used: an older one may be dead without our knowing yet. A
 //! stream that came over a link goes to a local consumer only: routers do not pass on what is not for them.
 //!
 //! Source: skupper-router's distribution `closest`, with the counting of `balanced` among remote routers.
@@ -93,8 +94,7 @@ impl Table {
             return Some(Route::Local(connector));
         }
         let turn = self.turns.get(address).copied().unwrap_or_default();
-        let able: Vec<LinkId> =
-            self.links.iter().filter(|(_, remote)| remote.addresses.contains(address)).map(|(id, _)| *id).collect();
+        let able = self.newest_links_for(address);
         let open = |link: &LinkId| {
             self.links.get(link).and_then(|remote| remote.open_streams.get(address)).copied().unwrap_or_default()
         };
@@ -104,6 +104,14 @@ impl Table {
         self.turns.insert(address.clone(), turn.wrapping_add(1));
         *self.links.get_mut(&chosen)?.open_streams.entry(address.clone()).or_default() += 1;
         Some(Route::Remote(chosen))
+    }
+
+    /// One link to each router that has consumers of `address`.
+    fn newest_links_for(&self, address: &Address) -> Vec<LinkId> {
+        let able = self.links.iter().filter(|(_, remote)| remote.addresses.contains(address));
+        // Links come in the order of their age, so a newer one to the same router takes the place of an older one.
+        let newest: BTreeMap<&RouterId, LinkId> = able.map(|(id, remote)| (&remote.router, *id)).collect();
+        newest.into_values().collect()
     }
 
     /// Chooses among this router's own consumers, in turn.
@@ -160,6 +168,19 @@ mod tests {
         let Route::Remote(link) = first else { panic!("there is no local consumer") };
         table.release(link, &x);
         assert_ne!(table.choose(&x), Some(first), "one after another, too, they take turns");
+    }
+
+    #[test]
+    fn of_several_links_to_one_router_the_newest_is_used() {
+        let mut table = table_with_links();
+        let newer = LinkId(3);
+        table.add_link(newer, RouterId::new("a").unwrap());
+        let x = address("x");
+        table.set_addresses(newer, BTreeSet::from([x.clone()]));
+        let chosen: BTreeSet<_> = (0..8).filter_map(|_| table.choose(&x)).map(|route| format!("{route:?}")).collect();
+        assert_eq!(chosen, BTreeSet::from(["Remote(LinkId(2))".into(), "Remote(LinkId(3))".into()]));
+        table.remove_link(newer);
+        assert!((0..2).filter_map(|_| table.choose(&x)).any(|route| route == Route::Remote(A)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Both ends of a link in one hand: requests and bytes in, frames and events out, and a clock that only the test moves.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::frame::{Frame, MAX_PAYLOAD_BYTES};
 use crate::stream::SEND_BUFFER_BYTES;
@@ -240,6 +242,42 @@ fn a_peer_that_pings_and_never_reads_makes_no_queue_grow() {
     let pings: Vec<Frame> = (0..1000).map(|token| control(Control::Ping { token })).collect();
     pair.a.handle_input(pair.now, &mut wire(&pings)).unwrap();
     assert_eq!(frames(&output(&mut pair.a)), [control(Control::Pong { token: 999 })]);
+}
+
+fn any_frame() -> impl Strategy<Value = Frame> {
+    // Few numbers, so that frames often meet a stream that lives.
+    let stream = || 0u32..12;
+    prop_oneof![
+        stream().prop_map(|stream| control(Control::Open { stream, address: "x".into() })),
+        stream().prop_map(|stream| control(Control::Opened { stream })),
+        stream().prop_map(|stream| control(Control::Fin { stream })),
+        stream().prop_map(|stream| control(Control::Reset { stream, reason: ResetReason::ConnectionReset })),
+        (stream(), any::<u32>()).prop_map(|(stream, credit_bytes)| control(Control::Window { stream, credit_bytes })),
+        (1u32..12, 1usize..MAX_PAYLOAD_BYTES).prop_map(|(stream, length)| data(stream, &vec![0; length])),
+        any::<u64>().prop_map(|token| control(Control::Ping { token })),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_peer_sends_a_stream_holds_no_more_than_its_window(
+        sent in prop::collection::vec(any_frame(), 1..80)
+    ) {
+        let mut pair = Pair::established();
+        let ours = pair.a.open(&address("x")).unwrap();
+        pair.a.write(ours, b"some data");
+        for frame in sent {
+            if pair.a.handle_input(pair.now, &mut wire(&[frame])).is_err() {
+                break;
+            }
+            output(&mut pair.a);
+        }
+        for stream in 0..12 {
+            if let Read::Data(data) = pair.a.read(stream) {
+                prop_assert!(data.len() <= WINDOW_BYTES as usize);
+            }
+        }
+    }
 }
 
 /// `a` has dialled `b`.

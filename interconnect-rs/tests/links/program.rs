@@ -71,6 +71,31 @@ async fn check_says_what_the_configuration_does_and_fails_where_it_cannot_work()
     assert!(log.contains("sslProfile tls: cannot read privateKeyFile no-such.key"), "{log}");
 }
 
+#[tokio::test]
+async fn help_teaches() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_interconnect-rs")).arg("--help").env("COLUMNS", "100").output().await.unwrap();
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap(), @r#"
+    Links this cluster's services to those of other clusters, over one mutual-TLS connection per router.
+
+    The file is skupper-router's: a JSON array of ["entityType", {attributes}]. A tcpConnector offers a
+    service of this cluster under an address; a tcpListener in any other cluster lets clients connect to
+    that address. listener and connector of role inter-router link the routers. A listener of role
+    normal with "http": true serves /healthz and /metrics.
+
+    SIGHUP reads the file again: tcpListeners and tcpConnectors change without touching the links.
+    SIGTERM drains. RUST_LOG sets what is logged on stderr, for example interconnect_rs=debug.
+
+    Usage: interconnect-rs [OPTIONS] --config <FILE>
+
+    Options:
+      -c, --config <FILE>  The configuration, as skrouterd reads it
+          --check          Check the configuration and its certificates, print what it says and exit
+      -h, --help           Print help
+      -V, --version        Print version
+    "#);
+}
+
 fn start(directory: &TempDir, name: &str, entities: &[Value]) -> (PathBuf, Child) {
     let file = directory.path().join(name);
     write(&file, entities);

@@ -236,13 +236,21 @@ pub(crate) async fn wait_metric(at: SocketAddr, line: &str) {
 
 /// Something between two routers that a test can cut.
 pub(crate) struct Relay {
-    cut: watch::Sender<u32>,
+    fate: watch::Sender<Fate>,
     _task: JoinSet<()>,
+}
+
+/// What becomes of the connections that a relay carries at the moment.
+#[derive(Clone, Copy)]
+enum Fate {
+    Pass,
+    Cut,
+    Freeze,
 }
 
 impl Relay {
     pub(crate) async fn start(from: SocketAddr, to: SocketAddr) -> Relay {
-        let (cut, receiver) = watch::channel(0);
+        let (fate, receiver) = watch::channel(Fate::Pass);
         let task = service(from, move |mut near| {
             let mut receiver = receiver.clone();
             async move {
@@ -250,17 +258,27 @@ impl Relay {
                 let Ok(mut far) = TcpStream::connect(to).await else { return };
                 tokio::select! {
                     _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                    _ = receiver.changed() => {}
+                    _ = receiver.changed() => {
+                        let fate = *receiver.borrow();
+                        if matches!(fate, Fate::Freeze) {
+                            std::future::pending::<()>().await;
+                        }
+                    }
                 }
             }
         })
         .await;
-        Relay { cut, _task: task }
+        Relay { fate, _task: task }
     }
 
     /// Ends every connection that goes through.
     pub(crate) fn cut(&self) {
-        self.cut.send_modify(|count| *count += 1);
+        self.fate.send_replace(Fate::Cut);
+    }
+
+    /// Lets every connection that goes through stand open and carry nothing, as when a cable is pulled.
+    pub(crate) fn freeze(&self) {
+        self.fate.send_replace(Fate::Freeze);
     }
 }
 

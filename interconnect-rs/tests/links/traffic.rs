@@ -145,6 +145,38 @@ async fn a_broken_link_cuts_its_connections_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_has_gone_silent_is_given_up_and_made_again() {
+    let mut pair = Pair::with_link_port(15, 55672);
+    pair.a[2][1]["idleTimeoutSeconds"] = json!("2");
+    pair.b[2][1]["idleTimeoutSeconds"] = json!(2);
+    let relay = Relay::start(pair.at(55672), pair.at(55671)).await;
+    let _service = service(pair.at(8000), echo).await;
+    let (_a, _b) = pair.start();
+    let mut client = connect(pair.at(1028)).await;
+    client.write_all(b"x").await.unwrap();
+    client.read_exact(&mut [0]).await.unwrap();
+    relay.freeze();
+    let error = timeout(PATIENCE, client.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    wait_metric(pair.at(9090), "interconnect_links_total{router=\"B\"} 2").await;
+    wait_metric(pair.at(9090), "interconnect_link_up{router=\"B\"} 1").await;
+    assert_eq!(ask(&mut connect(pair.at(1028)).await, b"again").await, b"again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_routers_that_dial_each_other_have_two_links_and_lose_nothing_by_it() {
+    let mut pair = Pair::new(16);
+    pair.a.push(json!(["connector", {"role": "inter-router", "host": pair.ip, "port": 55673, "sslProfile": "tls"}]));
+    pair.b.push(json!(["listener", {"role": "inter-router", "host": pair.ip, "port": 55673, "sslProfile": "tls"}]));
+    let _service = service(pair.at(8000), echo).await;
+    let (_a, _b) = pair.start();
+    wait_metric(pair.at(9090), "interconnect_link_up{router=\"B\"} 2").await;
+    for _ in 0..4 {
+        assert_eq!(ask(&mut connect(pair.at(1028)).await, b"hello").await, b"hello");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_is_open_only_while_its_address_has_a_consumer() {
     let mut pair = Pair::new(9);
     let _service = service(pair.at(8000), echo).await;
