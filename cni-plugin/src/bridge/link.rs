@@ -299,8 +299,9 @@ fn wait_for_dad(netns: &NetNs, dev: &IfName) -> Result<()> {
     }
 }
 
+/// With slashes, because an interface may have a dot in its name.
 fn conf_key(family: &str, dev: &IfName, key: &str) -> String {
-    format!("net.{family}.conf.{dev}.{key}")
+    format!("net/{family}/conf/{dev}/{key}")
 }
 
 /// Sets a parameter; one that is not there belongs to a protocol that this kernel does not have.
