@@ -60,6 +60,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is something to send.
     output: Notify,
+    /// What is due has changed, and may be due sooner.
+    due: Notify,
 }
 
 struct State {
@@ -78,7 +80,7 @@ struct Waiter {
 impl LinkHandle {
     pub(crate) fn new(link: Link) -> LinkHandle {
         let state = Mutex::new(State { link, waiters: BTreeMap::new() });
-        LinkHandle(Arc::new(Shared { state, output: Notify::new() }))
+        LinkHandle(Arc::new(Shared { state, output: Notify::new(), due: Notify::new() }))
     }
 
     /// Opens a stream to a consumer of `address`.
@@ -296,7 +298,11 @@ impl Shared {
         loop {
             let due = self.lock().link.poll_timeout();
             let Some(due) = due else { return std::future::pending().await };
-            time::sleep_until(due.into()).await;
+            // Every frame heard puts what is due off, and no one is woken for that; only the first one, Hello, brings it nearer.
+            tokio::select! {
+                () = time::sleep_until(due.into()) => {}
+                () = self.due.notified() => continue,
+            }
             let result = self.lock().link.handle_timeout(now());
             self.output.notify_one();
             if let Err(error) = result {
@@ -310,7 +316,10 @@ impl Shared {
         let mut notices = Vec::new();
         while let Some(event) = state.link.poll_event() {
             match event {
-                Event::Established(peer) => notices.push(Notice::Established(peer)),
+                Event::Established(peer) => {
+                    self.due.notify_one();
+                    notices.push(Notice::Established(peer));
+                }
                 Event::Addresses(addresses) => notices.push(Notice::Addresses(addresses)),
                 Event::Incoming { stream, address } => {
                     notices.push(Notice::Incoming(self.stream(state, stream), address));

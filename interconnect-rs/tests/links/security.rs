@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::{Authority, PATIENCE, Pair, Router, ask, connect, echo, http_get, service, wait_metric};
+use crate::support::{
+    Authority, PATIENCE, Pair, Router, ask, connect, echo, http_get, service, wait_closed, wait_metric,
+};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
@@ -127,6 +129,8 @@ async fn a_restarted_router_takes_the_place_of_the_one_before() {
     let (_a, b) = pair.start();
     assert_eq!(ask(&mut connect(pair.at(1028)).await, b"one").await, b"one");
     b.kill().await;
+    // Its tasks end, and close their sockets, a moment after it.
+    wait_closed(pair.at(9091)).await;
     let _b = Router::start(&pair.b);
     wait_metric(pair.at(9090), "interconnect_links_total{router=\"B\"} 2").await;
     assert_eq!(ask(&mut connect(pair.at(1028)).await, b"two").await, b"two");

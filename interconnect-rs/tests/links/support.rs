@@ -3,6 +3,7 @@
 //! Each test has a loopback address of its own (`127.88.N.1`), so ports are as fixed as in a real configuration and tests can run side by side.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ impl Authority {
         let file = |suffix: &str| self.directory.path().join(format!("{name}.{suffix}"));
         std::fs::write(file("crt"), params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
         std::fs::write(file("key"), key.serialize_pem()).unwrap();
+        std::fs::set_permissions(file("key"), std::fs::Permissions::from_mode(0o600)).unwrap();
         json!(["sslProfile", {
             "name": "tls", "caCertFile": self.ca(), "certFile": file("crt"), "privateKeyFile": file("key"),
         }])
