@@ -12,9 +12,10 @@
 //! ]
 //! ```
 //!
-//! An attribute that skrouterd does not have is refused, with the name that was probably meant. One that it has is accepted; where ours
-//! has no use for it (`cost`, `maxFrameSize`, `helloIntervalSeconds`, `workerThreads`, …) it changes nothing. What would be dangerous to pass over
-//! in silence is either refused (TLS towards clients and services, encrypted keys) or named in [`Config::notes`] (listeners that are not served, policies).
+//! An attribute that skrouterd does not have is refused, with the name that was probably meant. One that it has is
+//! accepted; where ours has no use for it (`cost`, `maxFrameSize`, `helloIntervalSeconds`, `workerThreads`, …) it
+//! changes nothing. What would be dangerous to pass over in silence is either refused (TLS towards clients and
+//! services, encrypted keys) or named in [`Config::notes`] (listeners that are not served, policies).
 //!
 //! Source: skupper-router 3.5.1, its management schema.
 
@@ -39,7 +40,8 @@ use crate::name::{Address, RouterId};
 pub struct Config {
     /// `router.id`.
     pub id: RouterId,
-    /// `router.dropTcpConnections`: whether taking a `tcpListener` or `tcpConnector` out cuts its connections (true) or lets them end.
+    /// `router.dropTcpConnections`: whether taking a `tcpListener` or `tcpConnector` out cuts its connections (true)
+    /// or lets them end.
     pub drop_tcp_connections: bool,
     /// `listener`s of role `inter-router`: where other routers dial us.
     pub link_listeners: Vec<LinkListener>,

@@ -1,9 +1,9 @@
 //! What routers say to each other about the link and its streams.
 //!
-//! A [`Control`] message travels as the payload of a control frame ([`crate::frame`]), encoded by bincode in its standard
-//! configuration: the number of the variant as a varint, then the fields in order; integers as varints (one byte below 251),
-//! text and lists with their length before them. The order of variants and of fields is therefore the protocol: new ones go to the
-//! end, and any other change raises [`VERSION`].
+//! A [`Control`] message travels as the payload of a control frame ([`crate::frame`]), encoded by bincode in its
+//! standard configuration: the number of the variant as a varint, then the fields in order; integers as varints (one
+//! byte below 251), text and lists with their length before them. The order of variants and of fields is therefore
+//! the protocol: new ones go to the end, and any other change raises [`VERSION`].
 
 use std::fmt;
 
@@ -21,13 +21,14 @@ pub enum Control {
         version: u16,
         /// The sender's router id.
         router: String,
-        /// Start time of the sender's process in Unix milliseconds: tells a restarted router from a second one of the same name.
+        /// Start time of the sender's process in Unix milliseconds: tells a restarted router from a second one of the
+        /// same name.
         instance: u64,
         /// Credit in bytes that the other side has at the start of every stream.
         window_bytes: u32,
     },
-    /// All addresses that the sender has consumers for. Replaces what was advertised before. Sent at once after [`Control::Hello`] and at every
-    /// change; a set too large for one frame comes in parts.
+    /// All addresses that the sender has consumers for. Replaces what was advertised before. Sent at once after
+    /// [`Control::Hello`] and at every change; a set too large for one frame comes in parts.
     Advertise {
         /// One more at every change; all parts of a set bear the same.
         sequence: u64,
@@ -135,8 +136,8 @@ impl ResetReason {
         }
     }
 
-    /// Whether the stream never reached a service. skupper-router then ends the client's connection with an orderly EOF; a stream
-    /// that was cut later is reset, so that the client does not take a part for the whole.
+    /// Whether the stream never reached a service. skupper-router then ends the client's connection with an orderly
+    /// EOF; a stream that was cut later is reset, so that the client does not take a part for the whole.
     #[must_use]
     pub fn never_connected(self) -> bool {
         match self {

@@ -1,4 +1,5 @@
-//! What can go wrong: with a link, with certificates, with the process. Mistakes in the configuration are [`crate::config::ConfigError`].
+//! What can go wrong: with a link, with certificates, with the process. Mistakes in the configuration are
+//! [`crate::config::ConfigError`].
 
 use std::io;
 use std::path::PathBuf;

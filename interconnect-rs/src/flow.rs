@@ -1,7 +1,7 @@
 //! One TCP connection and what it is joined to: a stream of a link, or another TCP connection of this router.
 //!
-//! The two directions run side by side and end each on its own (*half-close*): a client that has sent its request and shut down its writing
-//! side still gets the whole answer.
+//! The two directions run side by side and end each on its own (*half-close*): a client that has sent its request and
+//! shut down its writing side still gets the whole answer.
 
 use std::io;
 use std::sync::Arc;
@@ -19,10 +19,12 @@ use crate::name::Address;
 use crate::service;
 use crate::transport::LinkStream;
 
-/// First and last size of the buffer for reading a socket: most connections never need more than the first; one that fills it gets twice as much.
+/// First and last size of the buffer for reading a socket: most connections never need more than the first; one that
+/// fills it gets twice as much.
 const READ_BYTES: (usize, usize) = (4 * 1024, 64 * 1024);
 
-/// Tells a flow to end: set once, with the reason, when its `tcpListener` or `tcpConnector` is taken away or the router stops.
+/// Tells a flow to end: set once, with the reason, when its `tcpListener` or `tcpConnector` is taken away or the
+/// router stops.
 #[derive(Clone, Debug)]
 pub(crate) struct Cut(watch::Receiver<Option<ResetReason>>);
 
@@ -194,7 +196,8 @@ async fn copy(
     }
 }
 
-/// Makes the end of the connection show what happened: an orderly EOF if it never reached a service, a reset if it was cut.
+/// Makes the end of the connection show what happened: an orderly EOF if it never reached a service, a reset if it
+/// was cut.
 fn show_end(socket: &TcpStream, reason: ResetReason) {
     if !reason.never_connected() {
         // Fails only for a socket that is gone already.

@@ -12,11 +12,12 @@
 //! +-----------------------------------
 //! ```
 //!
-//! Integers of the header are big-endian. Type 0 is a control frame: stream 0, payload one [`Control`] message in bincode. Type 1 is a data frame:
-//! the payload is the TCP bytes themselves, so that bulk data is never parsed.
+//! Integers of the header are big-endian. Type 0 is a control frame: stream 0, payload one [`Control`] message in
+//! bincode. Type 1 is a data frame: the payload is the TCP bytes themselves, so that bulk data is never parsed.
 //!
-//! The limit of 16 KiB (that of skupper-router's frames, and of a TLS record) is what lets many streams take turns: it is the longest
-//! that a short message waits behind one stream's bulk data. It also bounds what a peer can make us allocate.
+//! The limit of 16 KiB (that of skupper-router's frames, and of a TLS record) is what lets many streams take turns:
+//! it is the longest that a short message waits behind one stream's bulk data. It also bounds what a peer can make us
+//! allocate.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
@@ -55,7 +56,8 @@ pub enum Frame {
     },
 }
 
-/// Bytes that are no frame. The link cannot go on after it: where the next frame begins is unknown or not to be trusted.
+/// Bytes that are no frame. The link cannot go on after it: where the next frame begins is unknown or not to be
+/// trusted.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum FrameError {
     /// The peer speaks the protocol of skupper-router.
@@ -84,7 +86,8 @@ pub enum FrameError {
 
 /// Takes the first frame off `buffer`, or nothing if it is not all there yet.
 ///
-/// Nothing is allocated for a frame before its length has been checked; a data frame's payload shares `buffer`'s memory.
+/// Nothing is allocated for a frame before its length has been checked; a data frame's payload shares `buffer`'s
+/// memory.
 ///
 /// # Errors
 ///
@@ -130,8 +133,8 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
 ///
 /// # Panics
 ///
-/// When the message is longer than a frame: texts in it are names of at most [`crate::name::MAX_NAME_BYTES`], and lists are cut by whoever
-/// makes the message.
+/// When the message is longer than a frame: texts in it are names of at most [`crate::name::MAX_NAME_BYTES`], and
+/// lists are cut by whoever makes the message.
 pub fn encode_control(message: &Control, out: &mut BytesMut) {
     let payload =
         bincode::encode_to_vec(message, BINCODE).expect("control messages hold plain integers, names and short lists");

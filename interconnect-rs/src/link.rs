@@ -1,8 +1,8 @@
 //! The state machine of one link: bytes, time and requests in; bytes and events out.
 //!
-//! No socket, clock or task is in here, so a test can hold both ends of a link in its hands. `transport` is what runs one over TLS.
-//! Nothing above this module knows frames: it speaks of streams and addresses. Another link protocol (AMQP 1.0, which skupper-router speaks)
-//! is a second type with these same methods and [`Event`]s.
+//! No socket, clock or task is in here, so a test can hold both ends of a link in its hands. `transport` is what runs
+//! one over TLS. Nothing above this module knows frames: it speaks of streams and addresses. Another link protocol
+//! (AMQP 1.0, which skupper-router speaks) is a second type with these same methods and [`Event`]s.
 //!
 //! ```text
 //!                 handle_input(bytes)   handle_timeout(now)
@@ -33,7 +33,8 @@ use crate::stream::{ReceiveHalf, SendHalf, Turn, WINDOW_BYTES};
 
 /// How long a peer may take from the connection to its Hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most streams on one link at a time, of both sides together. With both buffers full a stream needs 320 KiB, idle under 1 KiB.
+/// Most streams on one link at a time, of both sides together. With both buffers full a stream needs 320 KiB, idle
+/// under 1 KiB.
 pub const MAX_STREAMS: usize = 65_536;
 /// Most addresses a peer may advertise.
 pub const MAX_ADDRESSES: usize = 65_536;
@@ -109,7 +110,8 @@ pub struct Link {
     side: Side,
     /// The number for our next stream, none when all are used up.
     next_stream: Option<u32>,
-    /// The highest number the peer has used. Frames for a lower one that is not in `streams` belong to a stream that has ended.
+    /// The highest number the peer has used. Frames for a lower one that is not in `streams` belong to a stream that
+    /// has ended.
     last_peer_stream: u32,
     peer_window_bytes: u32,
     control: VecDeque<Control>,
@@ -147,7 +149,8 @@ struct Stream {
 impl Link {
     /// A link whose connection has just been made. Our Hello is its first output.
     ///
-    /// A peer from which nothing comes for `idle_timeout` is taken for dead; it is asked (Ping) after a quarter of that.
+    /// A peer from which nothing comes for `idle_timeout` is taken for dead; it is asked (Ping) after a quarter of
+    /// that.
     #[must_use]
     pub fn new(local: Identity, side: Side, idle_timeout: Duration, now: Instant) -> Link {
         let hello = Control::Hello {
@@ -210,8 +213,8 @@ impl Link {
         }
     }
 
-    /// Appends frames to `out` until it holds some 64 KiB or there is nothing to send: first what was said about the link and its streams,
-    /// then one data frame of each stream in turn.
+    /// Appends frames to `out` until it holds some 64 KiB or there is nothing to send: first what was said about the
+    /// link and its streams, then one data frame of each stream in turn.
     pub fn poll_output(&mut self, out: &mut BytesMut) {
         if let Some(token) = self.pong.take() {
             frame::encode_control(&Control::Pong { token }, out);
@@ -287,8 +290,8 @@ impl Link {
         }
     }
 
-    /// Takes as much of `data` for sending as the stream has room for. When that is not all, [`Event::Writable`] will come.
-    /// None when there is no such stream (any more).
+    /// Takes as much of `data` for sending as the stream has room for. When that is not all, [`Event::Writable`] will
+    /// come. None when there is no such stream (any more).
     pub fn write(&mut self, stream: u32, data: &[u8]) -> Option<usize> {
         let taken = self.streams.get_mut(&stream)?.send.push(data);
         self.queue_turn(stream);

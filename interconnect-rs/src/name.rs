@@ -1,7 +1,7 @@
 //! The names that routers exchange: of a router, and of an address.
 //!
-//! An *address* is not an IP address. It is the name under which a service is known to every router, whichever cluster it runs
-//! in: `web:80`, say. A `tcpConnector` offers an address, a `tcpListener` asks for one.
+//! An *address* is not an IP address. It is the name under which a service is known to every router, whichever
+//! cluster it runs in: `web:80`, say. A `tcpConnector` offers an address, a `tcpListener` asks for one.
 
 use std::fmt;
 use std::sync::Arc;

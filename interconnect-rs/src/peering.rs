@@ -21,7 +21,8 @@ use crate::router::Event;
 use crate::service;
 use crate::transport::{LinkEnd, LinkHandle, Notice};
 
-/// Most connections to one listener that have not finished the TLS handshake: strangers cannot hold more of our memory than that.
+/// Most connections to one listener that have not finished the TLS handshake: strangers cannot hold more of our
+/// memory than that.
 const MAX_HANDSHAKES: usize = 64;
 /// How long a TCP connection to a router may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,9 +1,10 @@
 //! Which consumer a new connection goes to. Pure: values in, values out.
 //!
-//! Consumers of an address are this router's own `tcpConnector`s, and the routers at the other end of a link that advertise the address. A
-//! local one always wins, since it costs no link; several take turns. Among routers the one with the fewest open streams for the address
-//! wins, and equals take turns. Of several links to one router the newest is used: an older one may be dead without our knowing yet. A
-//! stream that came over a link goes to a local consumer only: routers do not pass on what is not for them.
+//! Consumers of an address are this router's own `tcpConnector`s, and the routers at the other end of a link that
+//! advertise the address. A local one always wins, since it costs no link; several take turns. Among routers the one
+//! with the fewest open streams for the address wins, and equals take turns. Of several links to one router the
+//! newest is used: an older one may be dead without our knowing yet. A stream that came over a link goes to a local
+//! consumer only: routers do not pass on what is not for them.
 //!
 //! Source: skupper-router's distribution `closest`, with the counting of `balanced` among remote routers.
 

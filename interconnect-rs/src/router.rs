@@ -189,9 +189,7 @@ impl Router {
         if (&old.id, &old.link_listeners, &old.link_connectors, &old.http_listeners)
             != (&new.id, &new.link_listeners, &new.link_connectors, &new.http_listeners)
         {
-            warn!(
-                "changes of the router, its listeners and its connectors take effect at a restart; only services are reloaded"
-            );
+            warn!("the router, its listeners and its connectors change at a restart only; services are reloaded");
         }
         self.config.drop_tcp_connections = new.drop_tcp_connections;
         self.config.tcp_listeners = new.tcp_listeners;
@@ -247,7 +245,8 @@ impl Router {
         self.open_and_close_listeners().await;
     }
 
-    /// A `tcpListener`'s socket is open exactly while its address has a consumer somewhere, so that a client learns at once that there is none.
+    /// A `tcpListener`'s socket is open exactly while its address has a consumer somewhere, so that a client learns
+    /// at once that there is none.
     async fn open_and_close_listeners(&mut self) {
         for (listener, state) in &mut self.listeners {
             let wanted = self.accepting && self.table.is_reachable(&listener.address);

@@ -1,4 +1,4 @@
-//! The router's event loop: it alone knows all links, listeners and flows, and decides what follows from each event.
+//! Starts a router, brings it every event until it is told to stop, and drains it.
 //!
 //! ```text
 //!   accept_clients ── Client ──┐                     ┌─► serve_client   (stream of a link)
@@ -36,7 +36,8 @@ const MAX_EVENTS: usize = 1024;
 /// Routers that may wait to be accepted.
 const LINK_BACKLOG: u32 = 128;
 
-/// Runs a router until `shutdown`, then drains it: no new connection is taken, those that are open have [`DRAIN_TIMEOUT`] to end.
+/// Runs a router until `shutdown`, then drains it: no new connection is taken, those that are open have
+/// [`DRAIN_TIMEOUT`] to end.
 ///
 /// Each configuration from `reloads` replaces the `tcpListener`s and `tcpConnector`s; links are not touched by it.
 ///
@@ -126,7 +127,7 @@ async fn start_links(config: &Config, peering: &Peering) -> Result<JoinSet<()>, 
         let acceptor = match &listener.tls {
             Some(profile) => Some(TlsAcceptor::from(Arc::new(tls::server_config(profile)?))),
             None => {
-                warn!(at = %listener.at, "links to this listener are neither encrypted nor authenticated: it names no sslProfile");
+                warn!(at = %listener.at, "this listener has no sslProfile: its links are plain text and open to anyone");
                 None
             }
         };

@@ -14,7 +14,8 @@ use crate::router::Event;
 
 /// How long a service may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long to wait before trying again to listen where it failed, or to accept when the process has no file descriptor left.
+/// How long to wait before trying again to listen where it failed, or to accept when the process has no file
+/// descriptor left.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Listens for clients for ever and reports each. Dropping the future closes the socket.
@@ -44,7 +45,8 @@ pub(crate) async fn connect(connector: &TcpConnector) -> io::Result<TcpStream> {
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT_TIMEOUT:?}"))),
     };
     if let Err(error) = &result {
-        warn!(connector = connector.name, address = %connector.address, to = %connector.to, %error, "cannot connect to the service");
+        let TcpConnector { name, to, address } = connector;
+        warn!(connector = name, %address, %to, %error, "cannot connect to the service");
     }
     result
 }

@@ -1,8 +1,8 @@
 //! One stream of a link: a TCP connection's two directions, each with its own credit.
 //!
-//! *Credit* is what keeps a slow reader from stopping the others. The link is one TCP connection, so a receiver that simply stopped
-//! reading it would stop every stream on it. Instead the receiver says, stream by stream, how much it has room for, and the sender
-//! holds back what exceeds that:
+//! *Credit* is what keeps a slow reader from stopping the others. The link is one TCP connection, so a receiver that
+//! simply stopped reading it would stop every stream on it. Instead the receiver says, stream by stream, how much it
+//! has room for, and the sender holds back what exceeds that:
 //!
 //! ```text
 //!   client → send buffer (≤ 64 KiB) → credit? → link → receive buffer (≤ the window, 256 KiB) → service
@@ -10,15 +10,16 @@
 //!                                        └─────────── Window{credit_bytes} ──────┘ (at each half window)
 //! ```
 //!
-//! When the service reads slowly, its socket fills, then the receive buffer, then the credit is used up, then the send buffer fills, and
-//! we stop reading the client's socket: TCP's own flow control slows the client down. Neither router ever holds more for the stream than
-//! these two buffers.
+//! When the service reads slowly, its socket fills, then the receive buffer, then the credit is used up, then the
+//! send buffer fills, and we stop reading the client's socket: TCP's own flow control slows the client down. Neither
+//! router ever holds more for the stream than these two buffers.
 
 use bytes::BytesMut;
 
 use crate::frame::MAX_PAYLOAD_BYTES;
 
-/// Credit a receiver gives each stream. At 1 ms of round trip it allows 2 Gbit/s for one stream; skupper-router has 1 MiB.
+/// Credit a receiver gives each stream. At 1 ms of round trip it allows 2 Gbit/s for one stream; skupper-router has 1
+/// MiB.
 pub(crate) const WINDOW_BYTES: u32 = 256 * 1024;
 /// Most bytes read from a socket that wait for their turn on the link.
 pub(crate) const SEND_BUFFER_BYTES: usize = 64 * 1024;
@@ -143,8 +144,8 @@ impl ReceiveHalf {
         self.buffer.is_empty()
     }
 
-    /// Notes that `length` bytes were written to the socket. Returns credit to give: at each half window, so that the sender never runs dry
-    /// while the reader keeps up, and not more often, so that messages about credit stay few.
+    /// Notes that `length` bytes were written to the socket. Returns credit to give: at each half window, so that the
+    /// sender never runs dry while the reader keeps up, and not more often, so that messages about credit stay few.
     pub(crate) fn written(&mut self, length: usize) -> Option<u32> {
         self.owed_bytes =
             self.owed_bytes.saturating_add(u32::try_from(length).unwrap_or(u32::MAX)).min(self.window_bytes);

@@ -1,8 +1,9 @@
 //! Mutual TLS for links: who may be our peer.
 //!
-//! Both sides show a certificate, and both check that the other's is signed by the authority in `caCertFile`. The side that dials also checks that the
-//! certificate names the host it dialled (a name, or an IP address in the subject alternative names). TLS 1.3 only: both ends are this program.
-//! The certificate says who may join the network, not which router id the peer bears; as with skrouterd, the id is what the peer says it is.
+//! Both sides show a certificate, and both check that the other's is signed by the authority in `caCertFile`. The
+//! side that dials also checks that the certificate names the host it dialled (a name, or an IP address in the
+//! subject alternative names). TLS 1.3 only: both ends are this program. The certificate says who may join the
+//! network, not which router id the peer bears; as with skrouterd, the id is what the peer says it is.
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
@@ -101,7 +102,8 @@ impl Identity {
 fn warn_of_readable_key(profile: &SslProfile) {
     let mode = std::fs::metadata(&profile.key).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o077 != 0 {
-        warn!(file = %profile.key.display(), mode = format!("{:o}", mode & 0o777), "others can read the private key; set its mode to 0600");
+        let mode = format!("{:o}", mode & 0o777);
+        warn!(file = %profile.key.display(), mode, "others can read the private key; set its mode to 0600");
     }
 }
 

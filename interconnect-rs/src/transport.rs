@@ -1,8 +1,8 @@
 //! Runs one [`Link`] over a connection, and gives its streams to the tasks that use them.
 //!
-//! One task reads the connection, writes it and watches the time, all three at once: two routers that each waited to write before they read
-//! could wait for each other for ever. The state machine stands behind a mutex; the tasks of the streams call into it for the moment that
-//! copying a buffer takes, and are woken through [`Notify`].
+//! One task reads the connection, writes it and watches the time, all three at once: two routers that each waited to
+//! write before they read could wait for each other for ever. The state machine stands behind a mutex; the tasks of
+//! the streams call into it for the moment that copying a buffer takes, and are woken through [`Notify`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -298,7 +298,8 @@ impl Shared {
         loop {
             let due = self.lock().link.poll_timeout();
             let Some(due) = due else { return std::future::pending().await };
-            // Every frame heard puts what is due off, and no one is woken for that; only the first one, Hello, brings it nearer.
+            // Every frame heard puts what is due off, and no one is woken for that; only the first one, Hello, brings
+            // it nearer.
             tokio::select! {
                 () = time::sleep_until(due.into()) => {}
                 () = self.due.notified() => continue,
@@ -371,4 +372,45 @@ impl Waiter {
 /// The runtime's clock, so that tests can hold it.
 fn now() -> Instant {
     time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame;
+    use crate::link::Side;
+    use crate::name::RouterId;
+
+    const IDLE: Duration = Duration::from_secs(2);
+
+    fn link(name: &str, side: Side) -> Link {
+        Link::new(Identity { router: RouterId::new(name).unwrap(), instance: 1 }, side, IDLE, now())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_falls_silent_is_given_up_after_the_idle_timeout() {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let mut hello = BytesMut::new();
+        link("B", Side::Listener).poll_output(&mut hello);
+        far.write_all(&hello).await.unwrap();
+        let started = time::Instant::now();
+        let end = LinkHandle::new(link("A", Side::Connector)).drive(near, |_| async {}).await;
+        assert!(matches!(end, LinkEnd::Failed(LinkError::Idle(IDLE))), "{end:?}");
+        assert_eq!(started.elapsed().as_secs(), IDLE.as_secs());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_breaks_the_protocol_is_told_so() {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let mut wire = BytesMut::new();
+        frame::encode_data(1, b"no Hello first", &mut wire);
+        far.write_all(&wire).await.unwrap();
+        let end = LinkHandle::new(link("A", Side::Connector)).drive(near, |_| async {}).await;
+        assert!(matches!(end, LinkEnd::Failed(LinkError::HelloExpected)), "{end:?}");
+        let mut answer = BytesMut::new();
+        while far.read_buf(&mut answer).await.unwrap() > 0 {}
+        let mut close = BytesMut::new();
+        frame::encode_control(&crate::control::Control::Close { reason: CloseReason::Protocol }, &mut close);
+        assert!(answer.ends_with(&close));
+    }
 }

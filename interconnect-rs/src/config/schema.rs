@@ -1,4 +1,5 @@
-//! The entities and attributes that skrouterd's configuration knows, so that a mistyped one is refused and a real one never is.
+//! The entities and attributes that skrouterd's configuration knows, so that a mistyped one is refused and a real one
+//! never is.
 
 /// What the router does with an entity type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

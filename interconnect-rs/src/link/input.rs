@@ -143,7 +143,8 @@ impl Link {
         Ok(())
     }
 
-    /// Whether the stream of a frame exists. A frame for one that has ended was sent before the peer knew, and is dropped.
+    /// Whether the stream of a frame exists. A frame for one that has ended was sent before the peer knew, and is
+    /// dropped.
     fn is_live(&self, stream: u32, what: &'static str) -> Result<bool, LinkError> {
         if self.streams.contains_key(&stream) {
             return Ok(true);

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
 
-/// Starts both routers of the pair, then a good one: when that is linked, the other has had its chance, and `A` is none the worse for it.
+/// Starts both routers of the pair, then a good one: when that is linked, the other has had its chance, and `A` is
+/// none the worse for it.
 async fn is_refused(pair: &mut Pair) {
     let good = [
         json!(["router", {"id": "good", "mode": "interior"}]),

@@ -1,6 +1,7 @@
 //! What the tests of two linked routers share: certificates, routers in this process, services, and clients.
 //!
-//! Each test has a loopback address of its own (`127.88.N.1`), so ports are as fixed as in a real configuration and tests can run side by side.
+//! Each test has a loopback address of its own (`127.88.N.1`), so ports are as fixed as in a real configuration and
+//! tests can run side by side.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
