@@ -33,8 +33,7 @@ use crate::stream::{ReceiveHalf, SendHalf, Turn, WINDOW_BYTES};
 
 /// How long a peer may take from the connection to its Hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most streams on one link at a time, of both sides together. With both buffers full a stream needs 320 KiB, idle
-/// under 1 KiB.
+/// Most streams on one link at a time, of both sides together. With both buffers full a stream needs 320 KiB.
 pub const MAX_STREAMS: usize = 65_536;
 /// Most addresses a peer may advertise.
 pub const MAX_ADDRESSES: usize = 65_536;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::frame::{Frame, MAX_PAYLOAD_BYTES};
+use crate::name::MAX_NAME_BYTES;
 use crate::stream::SEND_BUFFER_BYTES;
 
 const IDLE: Duration = Duration::from_secs(8);
@@ -119,7 +120,7 @@ fn a_reset_reaches_the_other_side_and_late_frames_are_dropped() {
 #[test]
 fn a_large_set_of_addresses_comes_in_parts_and_is_told_once() {
     let mut pair = Pair::established();
-    let set: BTreeSet<Address> = (0..1000).map(|number| address(&format!("{}-{number}", "x".repeat(200)))).collect();
+    let set: BTreeSet<Address> = (0..1000).map(|number| address(&format!("{number:0>MAX_NAME_BYTES$}"))).collect();
     pair.a.advertise(&set);
     let empty = BTreeSet::new();
     pair.a.advertise(&empty);
