@@ -4,7 +4,7 @@
 //! kernel's errno, so that a caller can ask [`Error::is_not_found`] and [`Error::is_exists`] instead of
 //! reading text.
 
-use std::{io, path::PathBuf};
+use std::{borrow::Cow, io, path::PathBuf};
 
 use nix::errno::Errno;
 
@@ -32,8 +32,8 @@ pub enum Error {
         command: String,
         /// What the kernel answered.
         errno: Errno,
-        /// What to do about it, when that is known; empty or starting with "; ".
-        hint: &'static str,
+        /// What the kernel adds, or what to do about it; empty or starting with "; ".
+        hint: Cow<'static, str>,
     },
     /// A system call failed outside of netlink: opening a socket, a namespace, a mount, a process.
     #[error("cannot {action}{hint}")]

@@ -147,7 +147,7 @@ impl fmt::Debug for MacAddr {
 /// A VXLAN network identifier: 24 bits.
 ///
 /// Source: RFC 7348, section 5.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Vni(u32);
 
 impl Vni {

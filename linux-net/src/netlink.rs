@@ -1,8 +1,17 @@
 //! rtnetlink: links, addresses, routes, neighbours and forwarding entries.
+//!
+//! A change is an [`Op`]; [`Netlink::apply`] carries it out, and what stands in the kernel reads back in the same types.
 
+mod decode;
+mod display;
+mod encode;
+mod decode;
+mod display;
+mod encode;
 mod monitor;
 mod observed;
 mod op;
+mod socket;
 
 pub use monitor::{Event, Group, Monitor};
 pub use observed::{Address, Link, LinkKind, LinkStatistics};
@@ -11,10 +20,33 @@ pub use op::{
     VethPeer, Vxlan,
 };
 
-use crate::{error::Result, name::IfName, netns::NetNs};
+use std::collections::BTreeMap;
 
-/// One `NETLINK_ROUTE` socket; it belongs to the namespace it was opened in, wherever its thread goes later.
-pub struct Netlink {}
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::AddressMessage,
+    link::{LinkAttribute, LinkMessage},
+    neighbour::NeighbourMessage,
+    route::RouteMessage,
+};
+use nix::errno::Errno;
+
+use self::{decode::Names, encode::Index, socket::Socket};
+use crate::{
+    error::{Error, Result},
+    name::IfName,
+    netns::NetNs,
+};
+
+/// How many operations are under way before their acknowledgements are read: few enough that the answers, which repeat the
+/// requests, fit into the socket's receive buffer.
+const OPS_AT_ONCE: usize = 64;
+
+/// A `NETLINK_ROUTE` socket. It belongs to the namespace it was opened in for as long as it lives, wherever its thread goes.
+pub struct Netlink {
+    socket: Socket,
+}
 
 impl Netlink {
     /// Opens a socket in the namespace this thread is in.
@@ -23,7 +55,7 @@ impl Netlink {
     ///
     /// When the kernel gives no socket.
     pub fn open() -> Result<Self> {
-        todo!()
+        Ok(Self { socket: Socket::open(&[])? })
     }
 
     /// Opens a socket in `ns`.
@@ -35,78 +67,224 @@ impl Netlink {
         ns.run(Self::open)?
     }
 
-    /// Carries out one operation and waits for the kernel's answer.
+    /// Carries out one operation.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`](crate::Error::Refused), which names the operation as its command.
+    /// [`Error::Refused`], with the operation as the command a student would type.
     pub fn apply(&mut self, op: &Op) -> Result<()> {
-        let _ = op;
-        todo!()
+        self.apply_all(std::slice::from_ref(op)).pop().unwrap_or(Ok(()))
     }
 
-    /// Carries out many operations in order and returns one result for each; a failure does not stop the rest.
-    ///
-    /// The requests are pipelined: about a hundred travel in one `sendmsg` before their answers are read.
+    /// Carries out operations in their order, many in one system call. Returns a result for each; one that fails does not
+    /// stop the next.
     pub fn apply_all(&mut self, ops: &[Op]) -> Vec<Result<()>> {
-        let _ = ops;
-        todo!()
+        let mut results = Vec::with_capacity(ops.len());
+        let mut indexes = BTreeMap::new();
+        let mut batch: Vec<&Op> = Vec::new();
+        let mut buffer = Vec::new();
+        for op in ops {
+            // A link that an earlier operation of the batch makes has a number only once that one is carried out.
+            let resolved = match self.resolve(op, &mut indexes) {
+                Err(error) if error.is_not_found() && !batch.is_empty() => {
+                    self.flush(&mut batch, &mut buffer, &mut results);
+                    self.resolve(op, &mut indexes)
+                }
+                other => other,
+            };
+            if let Err(error) = resolved {
+                self.flush(&mut batch, &mut buffer, &mut results);
+                results.push(Err(refused(op, error.errno().unwrap_or(Errno::ENODEV))));
+                continue;
+            }
+            let (message, flags) = encode::message(op, &|name: &IfName| indexes.get(name).copied().unwrap_or(0));
+            self.socket.append(&mut buffer, message, flags);
+            batch.push(op);
+            if op.moves_indexes() || batch.len() >= OPS_AT_ONCE {
+                self.flush(&mut batch, &mut buffer, &mut results);
+            }
+            if op.moves_indexes() {
+                indexes.clear();
+            }
+        }
+        self.flush(&mut batch, &mut buffer, &mut results);
+        results
     }
 
-    /// Reads all links.
+    /// Sends what is gathered and reads an acknowledgement for each operation of it.
+    fn flush(&mut self, batch: &mut Vec<&Op>, buffer: &mut Vec<u8>, results: &mut Vec<Result<()>>) {
+        if batch.is_empty() {
+            return;
+        }
+        match self.socket.exchange(buffer, batch.len()) {
+            Ok(answers) => {
+                let each = batch.iter().zip(answers);
+                results.extend(each.map(|(op, errno)| errno.map_or(Ok(()), |errno| Err(refused(op, errno)))));
+            }
+            // The socket itself failed: what became of the operations is unknown.
+            Err(error) => {
+                let errno = error.errno().unwrap_or(Errno::EIO);
+                results.extend(batch.iter().map(|op| Err(refused(op, errno))));
+            }
+        }
+        batch.clear();
+        buffer.clear();
+    }
+
+    /// Looks up the numbers of the links that an operation names and that the kernel wants as numbers.
+    fn resolve(&mut self, op: &Op, indexes: &mut BTreeMap<IfName, Index>) -> Result<()> {
+        for name in op.links_by_index() {
+            if indexes.contains_key(name) {
+                continue;
+            }
+            let link = self.link(name)?.ok_or_else(|| refused(op, Errno::ENODEV))?;
+            indexes.insert(name.clone(), link.index);
+        }
+        Ok(())
+    }
+
+    /// All links of the namespace, by their number.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the dump.
+    /// When the kernel refuses, or what it says cannot be read.
     pub fn links(&mut self) -> Result<Vec<Link>> {
-        todo!()
+        let messages = self.link_messages()?;
+        let names = Names::of(&messages);
+        messages.iter().map(|message| decode::link(message, &names)).collect()
     }
 
-    /// Reads the link called `name`; `None` when there is none.
+    /// The link of this name; `None` when there is none.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses for another reason than that the link does not exist.
+    /// When the kernel refuses, or what it says cannot be read.
     pub fn link(&mut self, name: &IfName) -> Result<Option<Link>> {
-        let _ = name;
-        todo!()
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::IfName(name.to_string()));
+        let answer = match self.socket.request(RouteNetlinkMessage::GetLink(request), 0) {
+            Err(Errno::ENODEV) => return Ok(None),
+            other => other.map_err(|errno| listing("ip link show", errno))?,
+        };
+        let Some(message) = answer.into_iter().find_map(new_link) else { return Ok(None) };
+        // A link that points at others bears their numbers; their names are asked for only then.
+        let names = if decode::refers(&message) { Names::of(&self.link_messages()?) } else { Names::default() };
+        decode::link(&message, &names).map(Some)
     }
 
-    /// Reads all addresses, IPv4 and IPv6, of all links.
+    /// All addresses of the namespace, IPv4 and IPv6.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the dump.
+    /// When the kernel refuses, or what it says cannot be read.
     pub fn addresses(&mut self) -> Result<Vec<Address>> {
-        todo!()
+        let names = self.names()?;
+        let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), "ip addr show")?;
+        let mut addresses: Vec<Address> = messages
+            .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewAddress(message) => decode::address(message, &names),
+                _ => None,
+            })
+            .collect();
+        addresses.sort();
+        Ok(addresses)
     }
 
-    /// Reads all routes, IPv4 and IPv6, of all tables (look at [`Route::table`]).
+    /// All routes of all tables but `local`, IPv4 and IPv6.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the dump.
+    /// When the kernel refuses, or what it says cannot be read.
     pub fn routes(&mut self) -> Result<Vec<Route>> {
-        todo!()
+        let names = self.names()?;
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            for message in self.dump(RouteNetlinkMessage::GetRoute(request), "ip route show table all")? {
+                if let RouteNetlinkMessage::NewRoute(message) = message {
+                    routes.extend(decode::route(&message, &names));
+                }
+            }
+        }
+        routes.sort();
+        Ok(routes)
     }
 
-    /// Reads the neighbour entries (ARP and NDP) of `dev` that have a hardware address.
+    /// The neighbour entries of a link that have a hardware address.
     ///
     /// # Errors
     ///
-    /// When there is no such link.
+    /// When the kernel refuses, or what it says cannot be read.
     pub fn neighbours(&mut self, dev: &IfName) -> Result<Vec<Neighbour>> {
-        let _ = dev;
-        todo!()
+        let names = self.names()?;
+        let mut neighbours = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = NeighbourMessage::default();
+            request.header.family = family;
+            for message in self.dump(RouteNetlinkMessage::GetNeighbour(request), "ip neigh show")? {
+                if let RouteNetlinkMessage::NewNeighbour(message) = message {
+                    neighbours.extend(decode::neighbour(&message, &names).filter(|neighbour| neighbour.dev == *dev));
+                }
+            }
+        }
+        neighbours.sort();
+        Ok(neighbours)
     }
 
-    /// Reads the forwarding entries of `dev`.
+    /// The forwarding entries of a link.
     ///
     /// # Errors
     ///
-    /// When there is no such link.
+    /// When the kernel refuses, or what it says cannot be read.
     pub fn fdb(&mut self, dev: &IfName) -> Result<Vec<FdbEntry>> {
-        let _ = dev;
-        todo!()
+        let names = self.names()?;
+        let mut request = NeighbourMessage::default();
+        request.header.family = AddressFamily::Bridge;
+        let messages = self.dump(RouteNetlinkMessage::GetNeighbour(request), "bridge fdb show")?;
+        let mut entries: Vec<FdbEntry> = messages
+            .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewNeighbour(message) => decode::fdb(message, &names),
+                _ => None,
+            })
+            .filter(|entry| entry.dev == *dev)
+            .collect();
+        entries.sort();
+        Ok(entries)
     }
+
+    fn names(&mut self) -> Result<Names> {
+        Ok(Names::of(&self.link_messages()?))
+    }
+
+    fn link_messages(&mut self) -> Result<Vec<LinkMessage>> {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        Ok(self.dump(request, "ip link show")?.into_iter().filter_map(new_link).collect())
+    }
+
+    fn dump(&mut self, request: RouteNetlinkMessage, command: &str) -> Result<Vec<RouteNetlinkMessage>> {
+        self.socket.request(request, NLM_F_DUMP).map_err(|errno| listing(command, errno))
+    }
+}
+
+fn new_link(message: RouteNetlinkMessage) -> Option<LinkMessage> {
+    if let RouteNetlinkMessage::NewLink(message) = message { Some(message) } else { None }
+}
+
+fn listing(command: &str, errno: Errno) -> Error {
+    Error::Refused { command: command.to_owned(), errno, hint: "" }
+}
+
+fn refused(op: &Op, errno: Errno) -> Error {
+    let hint = match (op, errno) {
+        (Op::AddVxlan(_), Errno::EOPNOTSUPP) => "; this kernel has no VXLAN (module vxlan)",
+        (Op::AddMacvlan(_), Errno::EOPNOTSUPP) => "; this kernel has no macvlan (module macvlan)",
+        (Op::AddVeth(_), Errno::EOPNOTSUPP) => "; this kernel has no veth (module veth)",
+        (Op::AddBridge { .. }, Errno::EOPNOTSUPP) => "; this kernel has no bridge (module bridge)",
+        (_, Errno::EPERM) => "; it needs CAP_NET_ADMIN in this network namespace",
+        _ => "",
+    };
+    Error::Refused { command: op.to_string(), errno, hint }
 }

@@ -2,9 +2,13 @@
 
 pub mod mount;
 
-use nix::unistd::Pid;
+use nix::{
+    errno::Errno,
+    sched::{self, CloneFlags},
+    unistd::{Pid, getegid, geteuid},
+};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Which namespaces [`unshare`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +43,29 @@ impl Namespaces {
 ///
 /// Says which setting of the system forbids it, when one does.
 pub fn unshare(namespaces: Namespaces) -> Result<()> {
-    let _ = namespaces;
-    todo!()
+    let (uid, gid) = (geteuid(), getegid());
+    let mut flags = CloneFlags::empty();
+    for (wanted, flag) in [
+        (namespaces.user, CloneFlags::CLONE_NEWUSER),
+        (namespaces.mount, CloneFlags::CLONE_NEWNS),
+        (namespaces.net, CloneFlags::CLONE_NEWNET),
+        (namespaces.pid, CloneFlags::CLONE_NEWPID),
+        (namespaces.uts, CloneFlags::CLONE_NEWUTS),
+    ] {
+        flags.set(flag, wanted);
+    }
+    sched::unshare(flags).map_err(|errno| Error::System {
+        action: "make new namespaces".to_owned(),
+        hint: unshare_hint(errno),
+        source: errno.into(),
+    })?;
+    if namespaces.user {
+        // An ordinary user may map a group only after giving up setgroups (user_namespaces(7)).
+        write("/proc/self/setgroups", "deny")?;
+        write("/proc/self/uid_map", &format!("0 {uid} 1"))?;
+        write("/proc/self/gid_map", &format!("0 {gid} 1"))?;
+    }
+    Ok(())
 }
 
 /// Moves the calling process, which must have one thread only, into the user, mount, network, uts and pid namespaces of the process
@@ -50,6 +75,48 @@ pub fn unshare(namespaces: Namespaces) -> Result<()> {
 ///
 /// [`Error::is_not_found`](crate::Error::is_not_found) when there is no such process; a permission error for another user's.
 pub fn enter(pid: Pid) -> Result<()> {
-    let _ = pid;
-    todo!()
+    let failed = |errno| Error::System {
+        action: format!("enter the namespaces of process {pid}"),
+        hint: "; only the user who made them, and root, may",
+        source: std::io::Error::from(errno),
+    };
+    let process = crate::process::pidfd_open(pid)?;
+    let mut flags = CloneFlags::empty();
+    // setns(2) refuses the user namespace that the caller is in already; the others it takes again.
+    for (name, flag) in [
+        ("user", CloneFlags::CLONE_NEWUSER),
+        ("mnt", CloneFlags::CLONE_NEWNS),
+        ("net", CloneFlags::CLONE_NEWNET),
+        ("uts", CloneFlags::CLONE_NEWUTS),
+        ("pid", CloneFlags::CLONE_NEWPID),
+    ] {
+        let theirs = std::fs::read_link(format!("/proc/{pid}/ns/{name}"));
+        let ours = std::fs::read_link(format!("/proc/self/ns/{name}"));
+        match (theirs, ours) {
+            (Ok(theirs), Ok(ours)) if theirs == ours => {}
+            (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound => return Err(failed(Errno::ESRCH)),
+            _ => flags.insert(flag),
+        }
+    }
+    if flags.is_empty() {
+        return Ok(());
+    }
+    sched::setns(process, flags).map_err(failed)
+}
+
+fn write(path: &str, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|source| Error::File { action: "write", path: path.into(), source })
+}
+
+/// What may forbid namespaces, by the error.
+fn unshare_hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM | Errno::EACCES => {
+            "; allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 or \
+             kernel.unprivileged_userns_clone=1), run as root, or give the container --privileged"
+        }
+        Errno::ENOSPC | Errno::EUSERS => "; there may be no more of them: raise sysctl user.max_user_namespaces",
+        Errno::EINVAL => "; the process has several threads, or the kernel lacks namespaces",
+        _ => "",
+    }
 }

@@ -1,5 +1,22 @@
 //! For tests that need the kernel: each one in fresh namespaces of its own, as any user, in parallel.
 
+use std::{
+    io::Read,
+    path::Path,
+    process::{Command, Stdio},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use crate::{IfName, Netlink, Op, error::Result, sandbox::mount};
+
+/// Set in the child.
+const INSIDE: &str = "LINUX_NET_TEST_SANDBOX";
+/// How long a test may take.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// The pause between two looks at the child.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// Re-runs this one test as a child process in fresh user, network and mount namespaces.
 ///
 /// Call it first in a `#[test]`:
@@ -19,5 +36,61 @@
 /// When the child fails or does not end in two minutes; its output is in the message.
 #[must_use]
 pub fn enter_sandbox() -> bool {
-    todo!()
+    if std::env::var_os(INSIDE).is_some() {
+        prepare().expect("the sandbox of a test can be prepared");
+        return true;
+    }
+    // The test harness names the thread of a test after the test.
+    let name = std::thread::current().name().expect("a test runs on a thread that bears its name").to_owned();
+    let test = std::env::current_exe().expect("a test has a program");
+    let mut child = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(test)
+        .args([&name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("unshare(1), of the package util-linux, can be started");
+    let stdout = collect(child.stdout.take());
+    let stderr = collect(child.stderr.take());
+    let deadline = Instant::now() + TIMEOUT;
+    let ended = loop {
+        match child.try_wait().expect("a child can be waited for") {
+            Some(status) => break Some(status),
+            None if Instant::now() >= deadline => break None,
+            None => std::thread::sleep(LOOK_EVERY),
+        }
+    };
+    if ended.is_none() {
+        let _ = child.kill(); // --kill-child ends the rest
+        let _ = child.wait();
+    }
+    let (stdout, stderr) = (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default());
+    match ended {
+        // Without this a misspelt name would pass: no test runs, and none fails.
+        Some(status) if status.success() && stdout.contains("1 passed") => false,
+        Some(status) => panic!("{name} failed in its sandbox ({status})\n{stdout}\n{stderr}"),
+        None => panic!("{name} did not end within {TIMEOUT:?}\n{stdout}\n{stderr}"),
+    }
+}
+
+/// In the child: an empty, shared `/run`, and a loopback device that is up.
+fn prepare() -> Result<()> {
+    let run = Path::new("/run");
+    mount::make_all_private()?;
+    mount::tmpfs(run)?;
+    mount::make_shared(run)?;
+    Netlink::open()?.apply(&Op::SetUp { dev: IfName::loopback() })
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes); // what could be read is shown
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
 }

@@ -1,9 +1,29 @@
 //! What changes in a namespace, as the kernel tells it to a multicast group.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+};
 
-use super::{Address, FdbEntry, Link, Neighbour, Route};
-use crate::{error::Result, netns::NetNs};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use super::{
+    Address, FdbEntry, Link, Neighbour, Netlink, Route,
+    decode::{self, Names},
+    socket::messages,
+};
+use crate::{
+    error::{Error, Result},
+    netns::NetNs,
+};
+
+/// Larger than any datagram of the kernel.
+const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What a [`Monitor`] listens to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +36,18 @@ pub enum Group {
     Routes,
     /// Neighbour and forwarding entries (`ip monitor neigh`).
     Neighbours,
+}
+
+impl Group {
+    /// Returns the numbers of its multicast groups (`RTNLGRP_*`).
+    fn numbers(self) -> &'static [u32] {
+        match self {
+            Self::Links => &[1],        // RTNLGRP_LINK
+            Self::Addresses => &[5, 9], // RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR
+            Self::Routes => &[7, 11],   // RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE
+            Self::Neighbours => &[3],   // RTNLGRP_NEIGH
+        }
+    }
 }
 
 /// One change.
@@ -46,7 +78,23 @@ pub enum Event {
 }
 
 /// A socket that hears of changes; non-blocking reads through [`Monitor::try_recv`] suit `tokio::io::unix::AsyncFd`.
-pub struct Monitor {}
+pub struct Monitor {
+    socket: Socket,
+    /// Asked for the names of links, which events bear as numbers.
+    netlink: Netlink,
+}
+
+impl Group {
+    /// `RTNLGRP_*` of `linux/rtnetlink.h`.
+    fn numbers(self) -> &'static [u32] {
+        match self {
+            Group::Links => &[1],
+            Group::Addresses => &[5, 9],
+            Group::Routes => &[7, 11],
+            Group::Neighbours => &[3],
+        }
+    }
+}
 
 impl Monitor {
     /// Listens in the namespace this thread is in.
@@ -55,8 +103,8 @@ impl Monitor {
     ///
     /// When the kernel gives no socket.
     pub fn open(groups: &[Group]) -> Result<Self> {
-        let _ = groups;
-        todo!()
+        let numbers: Vec<u32> = groups.iter().flat_map(|group| group.numbers()).copied().collect();
+        Ok(Self { socket: Socket::open(&numbers)?, netlink: Netlink::open()? })
     }
 
     /// Listens in `ns`.
@@ -74,7 +122,13 @@ impl Monitor {
     ///
     /// When the socket fails.
     pub fn recv(&mut self) -> Result<Vec<Event>> {
-        todo!()
+        self.socket.set_non_blocking(false)?;
+        loop {
+            let events = self.receive()?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
     }
 
     /// Returns the changes that wait, or `None` when there are none.
@@ -83,18 +137,56 @@ impl Monitor {
     ///
     /// When the socket fails.
     pub fn try_recv(&mut self) -> Result<Option<Vec<Event>>> {
-        todo!()
+        self.socket.set_non_blocking(true)?;
+        match self.receive() {
+            Err(error) if error.errno() == Some(Errno::EAGAIN) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    fn receive(&mut self) -> Result<Vec<Event>> {
+        let messages = match self.socket.receive() {
+            Err(error) if error.errno() == Some(Errno::ENOBUFS) => return Ok(vec![Event::Overrun]),
+            other => other?,
+        };
+        let names = self.netlink.names()?;
+        let inner = messages.into_iter().filter_map(|message| match message.payload {
+            NetlinkPayload::InnerMessage(inner) => Some(inner),
+            _ => None,
+        });
+        Ok(inner.filter_map(|message| event(message, &names)).collect())
+    }
+}
+
+/// What a message tells. One about a link that has gone meanwhile, and whose name is unknown for that, tells nothing.
+fn event(message: RouteNetlinkMessage, names: &Names) -> Option<Event> {
+    match message {
+        RouteNetlinkMessage::NewLink(message) => decode::link(&message, names).ok().map(Event::NewLink),
+        RouteNetlinkMessage::DelLink(message) => decode::link(&message, names).ok().map(Event::DelLink),
+        RouteNetlinkMessage::NewAddress(message) => decode::address(&message, names).map(Event::NewAddress),
+        RouteNetlinkMessage::DelAddress(message) => decode::address(&message, names).map(Event::DelAddress),
+        RouteNetlinkMessage::NewRoute(message) => decode::route(&message, names).map(Event::NewRoute),
+        RouteNetlinkMessage::DelRoute(message) => decode::route(&message, names).map(Event::DelRoute),
+        RouteNetlinkMessage::NewNeighbour(message) if message.header.family == AddressFamily::Bridge => {
+            decode::fdb(&message, names).map(Event::NewFdb)
+        }
+        RouteNetlinkMessage::DelNeighbour(message) if message.header.family == AddressFamily::Bridge => {
+            decode::fdb(&message, names).map(Event::DelFdb)
+        }
+        RouteNetlinkMessage::NewNeighbour(message) => decode::neighbour(&message, names).map(Event::NewNeighbour),
+        RouteNetlinkMessage::DelNeighbour(message) => decode::neighbour(&message, names).map(Event::DelNeighbour),
+        _ => None,
     }
 }
 
 impl AsRawFd for Monitor {
     fn as_raw_fd(&self) -> RawFd {
-        todo!()
+        self.socket.as_raw_fd()
     }
 }
 
 impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        todo!()
+        self.socket.as_fd()
     }
 }

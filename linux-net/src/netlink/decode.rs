@@ -1,0 +1,291 @@
+//! From the kernel's messages to what a caller wants to see.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{
+        InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage, MacVlanMode,
+    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric},
+};
+
+use super::{
+    Address, FdbEntry, FdbOwner, Link, LinkKind, LinkStatistics, Macvlan, MacvlanMode, Neighbour, NeighbourState, Route,
+    RouteKind, RouteScope, Vxlan,
+};
+use crate::{
+    error::{Error, Result},
+    name::{IfName, MacAddr, Vni},
+};
+
+/// The names of a namespace's links by their numbers.
+#[derive(Default)]
+pub(super) struct Names(BTreeMap<u32, IfName>);
+
+impl Names {
+    pub(super) fn of(messages: &[LinkMessage]) -> Self {
+        Self(messages.iter().filter_map(|message| Some((message.header.index, name(message)?))).collect())
+    }
+
+    pub(super) fn get(&self, index: u32) -> Option<IfName> {
+        self.0.get(&index).cloned()
+    }
+}
+
+fn name(message: &LinkMessage) -> Option<IfName> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => IfName::new(name.as_str()).ok(),
+        _ => None,
+    })
+}
+
+/// Whether the message bears the number of another link whose name is wanted.
+pub(super) fn refers(message: &LinkMessage) -> bool {
+    message.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::Controller(_) => true,
+        LinkAttribute::LinkInfo(infos) => infos
+            .iter()
+            .any(|info| matches!(info, LinkInfo::Data(InfoData::Vxlan(_) | InfoData::MacVlan(_)))),
+        _ => false,
+    })
+}
+
+pub(super) fn link(message: &LinkMessage, names: &Names) -> Result<Link> {
+    let name = name(message)
+        .ok_or_else(|| Error::Malformed { what: "a link", reason: format!("link {} has no name", message.header.index) })?;
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        mac: None,
+        mtu_bytes: 0,
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        promiscuous: flags.contains(LinkFlags::Promisc),
+        master: None,
+        alias: None,
+        kind: if flags.contains(LinkFlags::Loopback) { LinkKind::Loopback } else { LinkKind::Other(String::new()) },
+        peer_index: None,
+        hairpin: None,
+        statistics: LinkStatistics::default(),
+        name,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => link.mac = mac(bytes),
+            LinkAttribute::Mtu(mtu) => link.mtu_bytes = *mtu,
+            LinkAttribute::Controller(index) => link.master = names.get(*index),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::Link(index) => link.peer_index = Some(*index),
+            LinkAttribute::Stats64(stats) => {
+                link.statistics = LinkStatistics {
+                    rx_packets: stats.rx_packets,
+                    tx_packets: stats.tx_packets,
+                    rx_bytes: stats.rx_bytes,
+                    tx_bytes: stats.tx_bytes,
+                    rx_dropped: stats.rx_dropped,
+                    tx_dropped: stats.tx_dropped,
+                }
+            }
+            _ => {}
+        }
+    }
+    // The kind needs the attributes above, so it comes after them.
+    for attribute in &message.attributes {
+        if let LinkAttribute::LinkInfo(infos) = attribute {
+            read_info(&mut link, infos, names);
+        }
+    }
+    Ok(link)
+}
+
+fn read_info(link: &mut Link, infos: &[LinkInfo], names: &Names) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
+            LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
+            LinkInfo::Kind(kind) => link.kind = LinkKind::Other(kind.to_string()),
+            LinkInfo::Data(InfoData::Vxlan(data)) => link.kind = LinkKind::Vxlan(vxlan(link, data, names)),
+            LinkInfo::Data(InfoData::MacVlan(data)) => {
+                if let Some(macvlan) = macvlan(link, data, names) {
+                    link.kind = LinkKind::Macvlan(macvlan);
+                }
+            }
+            LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
+                link.hairpin = data.iter().find_map(|attribute| match attribute {
+                    InfoBridgePort::HairpinMode(on) => Some(*on),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn vxlan(link: &Link, data: &[InfoVxlan], names: &Names) -> Vxlan {
+    let mut vxlan = Vxlan::new(link.name.clone(), Vni::new(0).expect("0 has fewer than 24 bits"));
+    vxlan.mtu_bytes = Some(link.mtu_bytes);
+    vxlan.mac = link.mac;
+    for attribute in data {
+        match attribute {
+            InfoVxlan::Id(id) => vxlan.vni = Vni::new(*id).unwrap_or(vxlan.vni),
+            InfoVxlan::Port(port) => vxlan.port = *port,
+            InfoVxlan::Local(local) => vxlan.local = Some((*local).into()),
+            InfoVxlan::Local6(local) => vxlan.local = Some((*local).into()),
+            InfoVxlan::Link(index) => vxlan.dev = names.get(*index),
+            InfoVxlan::Learning(learning) => vxlan.learning = *learning,
+            InfoVxlan::Gbp => vxlan.gbp = true,
+            _ => {}
+        }
+    }
+    vxlan
+}
+
+fn macvlan(link: &Link, data: &[InfoMacVlan], names: &Names) -> Option<Macvlan> {
+    let mode = data.iter().find_map(|attribute| match attribute {
+        InfoMacVlan::Mode(MacVlanMode::Private) => Some(MacvlanMode::Private),
+        InfoMacVlan::Mode(MacVlanMode::Vepa) => Some(MacvlanMode::Vepa),
+        InfoMacVlan::Mode(MacVlanMode::Bridge) => Some(MacvlanMode::Bridge),
+        InfoMacVlan::Mode(MacVlanMode::Passthrough) => Some(MacvlanMode::Passthru),
+        _ => None,
+    })?;
+    let parent = names.get(link.peer_index?)?;
+    Some(Macvlan { name: link.name.clone(), parent, mode, netns: None, mac: link.mac })
+}
+
+fn mac(bytes: &[u8]) -> Option<MacAddr> {
+    bytes.try_into().ok().map(MacAddr)
+}
+
+pub(super) fn address(message: &AddressMessage, names: &Names) -> Option<Address> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    // IPv4 gives both, where Local is the link's own and Address the peer's; IPv6 gives Address only.
+    let address = find(true).or_else(|| find(false))?;
+    Some(Address {
+        dev: names.get(message.header.index)?,
+        address: IpNet::new(address, message.header.prefix_len).ok()?,
+    })
+}
+
+/// The table of the addresses that are this machine's own.
+const LOCAL_TABLE: u32 = 255;
+
+pub(super) fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
+    let header = &message.header;
+    let unspecified = match header.address_family {
+        AddressFamily::Inet => IpAddr::from([0, 0, 0, 0]),
+        AddressFamily::Inet6 => IpAddr::from([0_u16; 8]),
+        _ => return None,
+    };
+    let mut dst = unspecified;
+    let mut route = Route::to(IpNet::new(unspecified, header.destination_prefix_length).ok()?);
+    route.table = header.table.into();
+    route.protocol = header.protocol.into();
+    route.onlink = header.flags.contains(RouteFlags::Onlink);
+    route.kind = match u8::from(header.kind) {
+        1 => RouteKind::Unicast,
+        2 => RouteKind::Local,
+        3 => RouteKind::Broadcast,
+        5 => RouteKind::Multicast,
+        6 => RouteKind::Blackhole,
+        7 => RouteKind::Unreachable,
+        8 => RouteKind::Prohibit,
+        other => RouteKind::Other(other),
+    };
+    route.scope = Some(match u8::from(header.scope) {
+        0 => RouteScope::Global,
+        253 => RouteScope::Link,
+        254 => RouteScope::Host,
+        other => RouteScope::Other(other),
+    });
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => dst = ip(address)?,
+            RouteAttribute::Gateway(address) => route.via = ip(address),
+            RouteAttribute::PrefSource(address) => route.src = ip(address),
+            RouteAttribute::Oif(index) => route.dev = names.get(*index),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu_bytes = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    route.dst = IpNet::new(dst, header.destination_prefix_length).ok()?;
+    (route.table != LOCAL_TABLE).then_some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+fn neighbour_state(state: u16) -> NeighbourState {
+    match state {
+        0x80 => NeighbourState::Permanent,
+        0x40 => NeighbourState::NoArp,
+        0x02 => NeighbourState::Reachable,
+        0x04 => NeighbourState::Stale,
+        other => NeighbourState::Other(other),
+    }
+}
+
+fn entry(message: &NeighbourMessage) -> (Option<IpAddr>, Option<MacAddr>) {
+    let (mut address, mut hardware) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some((*ip).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some((*ip).into()),
+            // The addresses of bridge entries come without a family that the library reads.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                address = match bytes.len() {
+                    4 => <[u8; 4]>::try_from(&bytes[..]).ok().map(IpAddr::from),
+                    16 => <[u8; 16]>::try_from(&bytes[..]).ok().map(IpAddr::from),
+                    _ => None,
+                };
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => hardware = mac(bytes),
+            _ => {}
+        }
+    }
+    (address, hardware)
+}
+
+pub(super) fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<Neighbour> {
+    let (address, mac) = entry(message);
+    Some(Neighbour {
+        dev: names.get(message.header.ifindex)?,
+        address: address?,
+        mac: mac?,
+        state: neighbour_state(message.header.state.into()),
+    })
+}
+
+pub(super) fn fdb(message: &NeighbourMessage, names: &Names) -> Option<FdbEntry> {
+    let (dst, mac) = entry(message);
+    let own = message.header.flags.contains(NeighbourFlags::Own);
+    Some(FdbEntry {
+        dev: names.get(message.header.ifindex)?,
+        mac: mac?,
+        dst,
+        owner: if own { FdbOwner::Itself } else { FdbOwner::Master },
+        state: neighbour_state(message.header.state.into()),
+    })
+}

@@ -1,0 +1,176 @@
+//! The socket: numbered requests out, acknowledgements and answers in.
+//!
+//! ```text
+//!  0                   4         6         8                  12                 16
+//! +-------------------+---------+---------+------------------+------------------+---------
+//! | length            | type    | flags   | sequence number  | port             | payload
+//! +-------------------+---------+---------+------------------+------------------+---------
+//! ```
+//!
+//! Several such messages may stand behind each other in one send and in one receive. With `NLM_F_ACK` each request is answered
+//! by an `NLMSG_ERROR` whose number is 0 when all is well, and which bears the request's sequence number.
+//!
+//! Source: RFC 3549, section 2.3.2; man 7 `netlink`.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
+
+/// Room for many answers: what does not fit is lost.
+const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
+/// How often a dump that changed while it was read is begun again.
+const DUMP_TRIES: u32 = 10;
+
+pub(super) struct Socket {
+    socket: netlink_sys::Socket,
+    sequence: u32,
+}
+
+impl Socket {
+    /// Opens a socket in this thread's namespace that hears of the given multicast groups.
+    pub(super) fn open(groups: &[u32]) -> Result<Self> {
+        let failed = |error: std::io::Error| Error::system("open a netlink socket", error);
+        let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        socket.bind_auto().map_err(failed)?;
+        socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+        // An acknowledgement then repeats the request's header only.
+        socket.set_cap_ack(true).map_err(failed)?;
+        // A smaller buffer than asked for is none to fail about.
+        let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER_BYTES);
+        for group in groups {
+            socket.add_membership(*group).map_err(failed)?;
+        }
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Adds a request to `buffer`, to be acknowledged.
+    pub(super) fn append(&mut self, buffer: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let start = buffer.len();
+        buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut buffer[start..]);
+    }
+
+    /// Sends `count` requests and reads their acknowledgements, in the order of the requests: `None` is success.
+    pub(super) fn exchange(&mut self, buffer: &[u8], count: usize) -> Result<Vec<Option<Errno>>> {
+        self.send(buffer)?;
+        let first = self.sequence.wrapping_sub(u32::try_from(count).unwrap_or(u32::MAX)).wrapping_add(1);
+        let mut answers: Vec<Option<Option<Errno>>> = vec![None; count];
+        while answers.iter().any(Option::is_none) {
+            for message in self.receive()? {
+                let place = message.header.sequence_number.wrapping_sub(first) as usize;
+                if let (Some(answer), NetlinkPayload::Error(error)) = (answers.get_mut(place), &message.payload) {
+                    *answer = Some(error.code.map(|code| Errno::from_raw(code.get().saturating_neg())));
+                }
+            }
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    /// Sends one request and returns all messages of its answer.
+    pub(super) fn request(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> std::result::Result<Vec<RouteNetlinkMessage>, Errno> {
+        let mut last = Errno::EINTR;
+        for _ in 0..DUMP_TRIES {
+            match self.request_once(message.clone(), flags) {
+                Err(Errno::EINTR) => last = Errno::EINTR, // the table changed while it was read
+                other => return other,
+            }
+        }
+        Err(last)
+    }
+
+    fn request_once(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> std::result::Result<Vec<RouteNetlinkMessage>, Errno> {
+        /// `NLM_F_DUMP_INTR`: the answer mixes two states of the table.
+        const CHANGED: u16 = netlink_packet_core::NLM_F_DUMP_INTR;
+        let errno = |error: &Error| error.errno().unwrap_or(Errno::EIO);
+        let mut buffer = Vec::new();
+        // A dump ends by NLMSG_DONE; a single answer is followed by the acknowledgement.
+        let flags = if flags == 0 { NLM_F_ACK } else { flags };
+        self.append(&mut buffer, message, flags);
+        self.send(&buffer).map_err(|error| errno(&error))?;
+        let mut answer = Vec::new();
+        let mut changed = false;
+        loop {
+            for message in self.receive().map_err(|error| errno(&error))? {
+                if message.header.sequence_number != self.sequence {
+                    continue; // what is left of a request that failed half way
+                }
+                changed |= message.header.flags & CHANGED != 0;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => answer.push(inner),
+                    NetlinkPayload::Done(_) if changed => return Err(Errno::EINTR),
+                    NetlinkPayload::Done(_) => return Ok(answer),
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            None => Ok(answer),
+                            Some(code) => Err(Errno::from_raw(code.get().saturating_neg())),
+                        };
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn send(&self, buffer: &[u8]) -> Result<()> {
+        self.socket.send(buffer, 0).map_err(|error| Error::system("send to the kernel", error))?;
+        Ok(())
+    }
+
+    /// Waits for the next datagram and reads its messages.
+    pub(super) fn receive(&self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+        let (datagram, _) =
+            self.socket.recv_from_full().map_err(|error| Error::system("receive from the kernel", error))?;
+        let mut messages = Vec::new();
+        let mut rest = &datagram[..];
+        while rest.len() >= NETLINK_HEADER_BYTES {
+            let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+            if length < NETLINK_HEADER_BYTES || length > rest.len() {
+                return Err(Error::Malformed { what: "a netlink message", reason: format!("its length is {length}") });
+            }
+            // A message of a kind that the library does not know is none that was asked for.
+            if let Ok(message) = NetlinkMessage::deserialize(&rest[..length]) {
+                messages.push(message);
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        }
+        Ok(messages)
+    }
+
+    pub(super) fn set_non_blocking(&self, on: bool) -> Result<()> {
+        self.socket.set_non_blocking(on).map_err(|error| Error::system("set up a netlink socket", error))
+    }
+}
+
+/// Length, type, flags, sequence number, port.
+const NETLINK_HEADER_BYTES: usize = 16;
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
