@@ -5,9 +5,6 @@
 mod decode;
 mod display;
 mod encode;
-mod decode;
-mod display;
-mod encode;
 mod monitor;
 mod observed;
 mod op;
@@ -274,7 +271,7 @@ fn new_link(message: RouteNetlinkMessage) -> Option<LinkMessage> {
 }
 
 fn listing(command: &str, errno: Errno) -> Error {
-    Error::Refused { command: command.to_owned(), errno, hint: "" }
+    Error::Refused { command: command.to_owned(), errno, hint: "".into() }
 }
 
 fn refused(op: &Op, errno: Errno) -> Error {
@@ -286,5 +283,5 @@ fn refused(op: &Op, errno: Errno) -> Error {
         (_, Errno::EPERM) => "; it needs CAP_NET_ADMIN in this network namespace",
         _ => "",
     };
-    Error::Refused { command: op.to_string(), errno, hint }
+    Error::Refused { command: op.to_string(), errno, hint: hint.into() }
 }

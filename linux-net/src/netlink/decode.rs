@@ -15,8 +15,8 @@ use netlink_packet_route::{
 };
 
 use super::{
-    Address, FdbEntry, FdbOwner, Link, LinkKind, LinkStatistics, Macvlan, MacvlanMode, Neighbour, NeighbourState, Route,
-    RouteKind, RouteScope, Vxlan,
+    Address, FdbEntry, FdbOwner, Link, LinkKind, LinkStatistics, Macvlan, MacvlanMode, Neighbour, NeighbourState,
+    Route, RouteKind, RouteScope, Vxlan,
 };
 use crate::{
     error::{Error, Result},
@@ -48,16 +48,18 @@ fn name(message: &LinkMessage) -> Option<IfName> {
 pub(super) fn refers(message: &LinkMessage) -> bool {
     message.attributes.iter().any(|attribute| match attribute {
         LinkAttribute::Controller(_) => true,
-        LinkAttribute::LinkInfo(infos) => infos
-            .iter()
-            .any(|info| matches!(info, LinkInfo::Data(InfoData::Vxlan(_) | InfoData::MacVlan(_)))),
+        LinkAttribute::LinkInfo(infos) => {
+            infos.iter().any(|info| matches!(info, LinkInfo::Data(InfoData::Vxlan(_) | InfoData::MacVlan(_))))
+        }
         _ => false,
     })
 }
 
 pub(super) fn link(message: &LinkMessage, names: &Names) -> Result<Link> {
-    let name = name(message)
-        .ok_or_else(|| Error::Malformed { what: "a link", reason: format!("link {} has no name", message.header.index) })?;
+    let name = name(message).ok_or_else(|| Error::Malformed {
+        what: "a link",
+        reason: format!("link {} has no name", message.header.index),
+    })?;
     let flags = message.header.flags;
     let mut link = Link {
         index: message.header.index,

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::{FdbEntry, FdbOwner, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth, Vxlan};
+use super::{
+    FdbEntry, FdbOwner, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth, Vxlan,
+};
 
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

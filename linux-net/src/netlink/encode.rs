@@ -10,14 +10,16 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
-        InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
-        LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
+        InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
     route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric},
 };
 
-use super::{FdbEntry, FdbOwner, Macvlan, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth, Vxlan};
+use super::{
+    FdbEntry, FdbOwner, Macvlan, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth, Vxlan,
+};
 use crate::name::IfName;
 
 /// The kernel's number of a link.
@@ -58,7 +60,9 @@ pub(super) fn message(op: &Op, index: &dyn Fn(&IfName) -> Index) -> (RouteNetlin
             message.attributes.push(LinkAttribute::IfName(name.to_string()));
             (RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
         }
-        Op::AddAddress { dev, address } => (RouteNetlinkMessage::NewAddress(address_message(index(dev), *address)), CREATE),
+        Op::AddAddress { dev, address } => {
+            (RouteNetlinkMessage::NewAddress(address_message(index(dev), *address)), CREATE)
+        }
         Op::DelAddress { dev, address } => {
             (RouteNetlinkMessage::DelAddress(address_message(index(dev), *address)), NLM_F_ACK)
         }
@@ -123,11 +127,8 @@ fn add_veth(veth: &Veth) -> (RouteNetlinkMessage, u16) {
 }
 
 fn add_vxlan(vxlan: &Vxlan, index: &dyn Fn(&IfName) -> Index) -> (RouteNetlinkMessage, u16) {
-    let mut data = vec![
-        InfoVxlan::Id(vxlan.vni.get()),
-        InfoVxlan::Port(vxlan.port),
-        InfoVxlan::Learning(vxlan.learning),
-    ];
+    let mut data =
+        vec![InfoVxlan::Id(vxlan.vni.get()), InfoVxlan::Port(vxlan.port), InfoVxlan::Learning(vxlan.learning)];
     data.extend(vxlan.local.map(|local| match local {
         IpAddr::V4(local) => InfoVxlan::Local(local),
         IpAddr::V6(local) => InfoVxlan::Local6(local),

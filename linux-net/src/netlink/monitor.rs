@@ -1,29 +1,17 @@
 //! What changes in a namespace, as the kernel tells it to a multicast group.
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
+use nix::errno::Errno;
 
 use super::{
     Address, FdbEntry, Link, Neighbour, Netlink, Route,
     decode::{self, Names},
-    socket::messages,
+    socket::Socket,
 };
-use crate::{
-    error::{Error, Result},
-    netns::NetNs,
-};
-
-/// Larger than any datagram of the kernel.
-const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
+use crate::{error::Result, netns::NetNs};
 
 /// What a [`Monitor`] listens to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,17 +26,6 @@ pub enum Group {
     Neighbours,
 }
 
-impl Group {
-    /// Returns the numbers of its multicast groups (`RTNLGRP_*`).
-    fn numbers(self) -> &'static [u32] {
-        match self {
-            Self::Links => &[1],        // RTNLGRP_LINK
-            Self::Addresses => &[5, 9], // RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR
-            Self::Routes => &[7, 11],   // RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE
-            Self::Neighbours => &[3],   // RTNLGRP_NEIGH
-        }
-    }
-}
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
