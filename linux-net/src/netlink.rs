@@ -78,7 +78,7 @@ impl Netlink {
     pub fn apply_all(&mut self, ops: &[Op]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(ops.len());
         let mut indexes = BTreeMap::new();
-        let mut batch: Vec<&Op> = Vec::new();
+        let mut batch: Vec<(u32, &Op)> = Vec::new();
         let mut buffer = Vec::new();
         for op in ops {
             // A link that an earlier operation of the batch makes has a number only once that one is carried out.
@@ -95,8 +95,7 @@ impl Netlink {
                 continue;
             }
             let (message, flags) = encode::message(op, &|name: &IfName| indexes.get(name).copied().unwrap_or(0));
-            self.socket.append(&mut buffer, message, flags);
-            batch.push(op);
+            batch.push((self.socket.append(&mut buffer, message, flags), op));
             if op.moves_indexes() || batch.len() >= OPS_AT_ONCE {
                 self.flush(&mut batch, &mut buffer, &mut results);
             }
@@ -109,19 +108,20 @@ impl Netlink {
     }
 
     /// Sends what is gathered and reads an acknowledgement for each operation of it.
-    fn flush(&mut self, batch: &mut Vec<&Op>, buffer: &mut Vec<u8>, results: &mut Vec<Result<()>>) {
+    fn flush(&mut self, batch: &mut Vec<(u32, &Op)>, buffer: &mut Vec<u8>, results: &mut Vec<Result<()>>) {
         if batch.is_empty() {
             return;
         }
-        match self.socket.exchange(buffer, batch.len()) {
+        let numbers: Vec<u32> = batch.iter().map(|(number, _)| *number).collect();
+        match self.socket.exchange(buffer, &numbers) {
             Ok(answers) => {
                 let each = batch.iter().zip(answers);
-                results.extend(each.map(|(op, errno)| errno.map_or(Ok(()), |errno| Err(refused(op, errno)))));
+                results.extend(each.map(|((_, op), errno)| errno.map_or(Ok(()), |errno| Err(refused(op, errno)))));
             }
             // The socket itself failed: what became of the operations is unknown.
             Err(error) => {
                 let errno = error.errno().unwrap_or(Errno::EIO);
-                results.extend(batch.iter().map(|op| Err(refused(op, errno))));
+                results.extend(batch.iter().map(|(_, op)| Err(refused(op, errno))));
             }
         }
         batch.clear();

@@ -12,7 +12,10 @@
 //!
 //! Source: RFC 3549, section 2.3.2; man 7 `netlink`.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -48,8 +51,8 @@ impl Socket {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Adds a request to `buffer`, to be acknowledged.
-    pub(super) fn append(&mut self, buffer: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
+    /// Adds a request to `buffer`; returns its sequence number.
+    pub(super) fn append(&mut self, buffer: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -59,22 +62,25 @@ impl Socket {
         let start = buffer.len();
         buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
         message.serialize(&mut buffer[start..]);
+        self.sequence
     }
 
-    /// Sends `count` requests and reads their acknowledgements, in the order of the requests: `None` is success.
-    pub(super) fn exchange(&mut self, buffer: &[u8], count: usize) -> Result<Vec<Option<Errno>>> {
+    /// Sends the requests that were appended under these sequence numbers and reads their acknowledgements, in the same
+    /// order: `None` is success.
+    pub(super) fn exchange(&mut self, buffer: &[u8], sequence_numbers: &[u32]) -> Result<Vec<Option<Errno>>> {
         self.send(buffer)?;
-        let first = self.sequence.wrapping_sub(u32::try_from(count).unwrap_or(u32::MAX)).wrapping_add(1);
-        let mut answers: Vec<Option<Option<Errno>>> = vec![None; count];
-        while answers.iter().any(Option::is_none) {
+        let mut answers = BTreeMap::new();
+        while answers.len() < sequence_numbers.len() {
             for message in self.receive()? {
-                let place = message.header.sequence_number.wrapping_sub(first) as usize;
-                if let (Some(answer), NetlinkPayload::Error(error)) = (answers.get_mut(place), &message.payload) {
-                    *answer = Some(error.code.map(|code| Errno::from_raw(code.get().saturating_neg())));
+                let number = message.header.sequence_number;
+                if let NetlinkPayload::Error(error) = &message.payload
+                    && sequence_numbers.contains(&number)
+                {
+                    answers.insert(number, error.code.map(|code| Errno::from_raw(code.get().saturating_neg())));
                 }
             }
         }
-        Ok(answers.into_iter().flatten().collect())
+        Ok(sequence_numbers.iter().map(|number| answers.get(number).copied().flatten()).collect())
     }
 
     /// Sends one request and returns all messages of its answer.
@@ -104,13 +110,13 @@ impl Socket {
         let mut buffer = Vec::new();
         // A dump ends by NLMSG_DONE; a single answer is followed by the acknowledgement.
         let flags = if flags == 0 { NLM_F_ACK } else { flags };
-        self.append(&mut buffer, message, flags);
+        let number = self.append(&mut buffer, message, flags);
         self.send(&buffer).map_err(|error| errno(&error))?;
         let mut answer = Vec::new();
         let mut changed = false;
         loop {
             for message in self.receive().map_err(|error| errno(&error))? {
-                if message.header.sequence_number != self.sequence {
+                if message.header.sequence_number != number {
                     continue; // what is left of a request that failed half way
                 }
                 changed |= message.header.flags & CHANGED != 0;
