@@ -10,6 +10,7 @@
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io::Write,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -114,15 +115,25 @@ impl LabDir {
         self.open_lock(false).is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
+    /// Makes the file of the record, still empty. That happens before process 1 exists, because process 1 covers `/tmp`.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be made.
+    pub fn create_record(&self) -> anyhow::Result<File> {
+        let path = self.path.join(RECORD);
+        File::create(&path).with_context(|| format!("write {}", path.display()))
+    }
+
     /// Writes the record.
     ///
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub fn write_record(&self, pid: i32) -> anyhow::Result<()> {
+    pub fn write_record(&self, mut file: &File, pid: i32) -> anyhow::Result<()> {
         let record = Record { name: self.name.clone(), pid };
-        let path = self.path.join(RECORD);
-        std::fs::write(&path, serde_json::to_string(&record)?).with_context(|| format!("write {}", path.display()))
+        let text = serde_json::to_string(&record)?;
+        file.write_all(text.as_bytes()).context("write the lab's record")
     }
 
     /// The record of the running lab.
@@ -252,7 +263,7 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let directory = in_temporary(&temporary);
         let lock = directory.claim().unwrap();
-        directory.write_record(4711).unwrap();
+        directory.write_record(&directory.create_record().unwrap(), 4711).unwrap();
         assert_eq!(directory.record().unwrap().pid, 4711);
         drop(lock);
         assert!(directory.record().unwrap_err().to_string().contains("no lab named test runs"));

@@ -237,7 +237,8 @@ impl Lab {
         // A second line marks the end of the first one's output.
         let mark = format!("end-of-line-{}", self.lines);
         let stdin = self.stdin.as_mut().context("the lab has no input")?;
-        writeln!(stdin, "{line}\nsh echo {mark}")?;
+        // The first line end completes an output that has none.
+        writeln!(stdin, "{line}\nsh printf '\\n%s\\n' {mark}")?;
         stdin.flush()?;
         let timeout = if self.lines == 1 { BOOT_TIMEOUT } else { LINE_TIMEOUT };
         let deadline = Instant::now() + timeout;
@@ -245,7 +246,10 @@ impl Lab {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.stdout.recv_timeout(left) {
-                Ok(text) if text == mark => return Ok(output),
+                Ok(text) if text == mark => {
+                    output.pop();
+                    return Ok(output);
+                }
                 Ok(text) => {
                     output.push_str(&text);
                     output.push('\n');

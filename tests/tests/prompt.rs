@@ -19,7 +19,7 @@ impl Terminal {
         let name = unique_name("pty");
         let home = tempfile::tempdir()?;
         let mut command = knetsim(&["up", "--name", &name])?;
-        command.env("HOME", home.path()).env("TERM", "dumb");
+        command.env("HOME", home.path()).env("TERM", "xterm");
         let mut session = spawn_command(command, Some(TIMEOUT))?;
         session.process_mut().set_kill_timeout(Some(KILL_AFTER_MS));
         session.exp_string("knetsim> ")?;
@@ -71,6 +71,7 @@ fn ctrl_c_ends_the_command_in_the_foreground_and_nothing_else() -> anyhow::Resul
 fn a_shell_of_a_node_has_the_terminal() -> anyhow::Result<()> {
     let mut terminal = Terminal::boot()?;
     terminal.session.send_line("C0w1 bash --norc")?;
+    terminal.session.exp_string("bash-")?;
     // Only a shell that is in the foreground can read what is typed.
     terminal.session.send_line("hostname -I; echo in the shell of $((6 * 7))")?;
     terminal.session.exp_string("in the shell of 42")?;

@@ -29,7 +29,7 @@ fn killed_with(pid: impl Fn(&Lab) -> anyhow::Result<i32>) -> anyhow::Result<()> 
     let before = traces()?;
     let lab = Lab::boot("kill", &[])?;
     let namespace = pid_namespace(&lab)?;
-    assert!(processes_in(&namespace).len() > 20, "a lab has many processes");
+    assert!(processes_in(&namespace).len() > 15, "a lab has many processes");
     kill(Pid::from_raw(pid(&lab)?), Signal::SIGKILL)?;
     eventually("the end of every process", GONE_WITHIN, || processes_in(&namespace).is_empty())?;
     assert_eq!(traces()?, before);

@@ -1,8 +1,13 @@
 //! Process 1 of a lab: prepares the sandbox, boots, runs the prompt, and takes everything down with it.
 
 use std::{
+    io::IsTerminal,
     process::ExitCode,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
 };
 
 use anyhow::Context;
@@ -57,7 +62,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let supervisor = Supervisor::start(processes.clone(), Arc::new(move |text| told.say(text)))?;
 
     let (end, ended) = mpsc::channel::<i32>();
-    end_on_signal(signals, end.clone())?;
+    let at_prompt = Arc::new(AtomicBool::new(false));
+    end_on_signal(signals, end.clone(), Arc::clone(&at_prompt))?;
     let ending = supervisor.clone();
     std::thread::Builder::new().name("end".to_owned()).spawn(move || {
         if let Ok(code) = ended.recv() {
@@ -87,7 +93,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Ok(world)
     });
     let code = booted.and_then(|world| match &options.mode {
-        Mode::Prompt => prompt::run(&world, &history_file(&options), &announcer),
+        Mode::Prompt => {
+            at_prompt.store(std::io::stdin().is_terminal(), Ordering::Relaxed);
+            prompt::run(&world, &history_file(&options), &announcer)
+        }
         Mode::Lines(lines) => prompt::run_lines(&world, lines.iter().cloned().map(Ok)),
         Mode::Wait => loop {
             std::thread::park(); // the thread "end" ends the process
@@ -117,11 +126,15 @@ fn history_file(options: &InitOptions) -> std::path::PathBuf {
     }
 }
 
-fn end_on_signal(signals: SigSet, end: mpsc::Sender<i32>) -> std::io::Result<()> {
+/// Ends the lab when a signal comes. At the prompt of a terminal Ctrl-C is none: it throws the line away.
+fn end_on_signal(signals: SigSet, end: mpsc::Sender<i32>, at_prompt: Arc<AtomicBool>) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        let code = match signals.wait() {
-            Ok(signal) => 128 + signal as i32,
-            Err(_) => ENDED_BY_SIGNAL,
+        let code = loop {
+            match signals.wait() {
+                Ok(Signal::SIGINT) if at_prompt.load(Ordering::Relaxed) => {}
+                Ok(signal) => break 128 + signal as i32,
+                Err(_) => break ENDED_BY_SIGNAL,
+            }
         };
         // The main thread may have ended meanwhile; then there is nothing left to do.
         let _ = end.send(code);

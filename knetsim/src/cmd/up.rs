@@ -158,9 +158,10 @@ fn attached(options: &InitOptions, directory: &LabDir, _lock: &File) -> anyhow::
     if let Some(terminal) = terminal {
         command.foreground_of(terminal.as_fd());
     }
+    let record = directory.create_record()?;
     let child = command.spawn().context("start process 1 of the lab")?;
     let pid = Pid::from_raw(child.id().cast_signed());
-    directory.write_record(pid.as_raw())?;
+    directory.write_record(&record, pid.as_raw())?;
 
     let code = loop {
         match signals.wait()? {
@@ -190,8 +191,9 @@ fn detached(options: &InitOptions, directory: &LabDir, lock: File) -> anyhow::Re
     let mut command = init_command(options)?;
     // The lab keeps its lock for as long as process 1 holds its standard input, from which nothing is read.
     command.new_session().stdin(Stdio::from(OwnedFd::from(lock))).stdout(log.try_clone()?).stderr(log);
+    let record = directory.create_record()?;
     let mut child = command.spawn().context("start process 1 of the lab")?;
-    directory.write_record(child.id().cast_signed())?;
+    directory.write_record(&record, child.id().cast_signed())?;
     loop {
         let ended = child.try_wait()?;
         let up = ended.is_none() && control::ask(directory.path(), Request::Status).is_ok();
