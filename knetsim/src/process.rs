@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use linux_net::process::CommandNamespaceExt as _;
 use nix::{
     errno::Errno,
     sys::{
@@ -61,7 +62,8 @@ impl Processes {
         // The table stays locked from before the process exists until it is entered, so that the reaper, which looks into
         // the table before it reaps, cannot meet a child that is not there yet.
         let mut waiting = self.table();
-        let child = command.env("PATH", &*self.path).spawn()?;
+        // This process waits for signals instead of taking them; its children shall take theirs.
+        let child = command.env("PATH", &*self.path).unblock_signals().spawn()?;
         let pid = Pid::from_raw(child.id().cast_signed());
         waiting.insert(pid, ended);
         Ok(pid)

@@ -35,6 +35,9 @@ pub trait CommandNamespaceExt {
     /// as `ip netns exec` does.
     fn in_netns(&mut self, netns: &NetNs) -> &mut Self;
 
+    /// Starts the child with no signal blocked, whatever this thread blocks: a mask goes from parent to child.
+    fn unblock_signals(&mut self) -> &mut Self;
+
     /// Starts the child in a session of its own, without a terminal: Ctrl-C does not reach it.
     fn new_session(&mut self) -> &mut Self;
 
@@ -69,6 +72,15 @@ impl CommandNamespaceExt for Command {
             Ok(())
         };
         // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock.
+        unsafe { self.pre_exec(action) }
+    }
+
+    fn unblock_signals(&mut self) -> &mut Self {
+        let action = || -> io::Result<()> {
+            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+            Ok(())
+        };
+        // SAFETY: one system call.
         unsafe { self.pre_exec(action) }
     }
 

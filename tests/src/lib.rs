@@ -108,7 +108,8 @@ pub fn run(command: &mut Command) -> anyhow::Result<Output> {
         }
         std::thread::sleep(Duration::from_millis(10));
     };
-    let text = |thread: std::thread::JoinHandle<String>| thread.join().map_err(|_| anyhow!("reading the output failed"));
+    let text =
+        |thread: std::thread::JoinHandle<String>| thread.join().map_err(|_| anyhow!("reading the output failed"));
     Ok(Output { status, stdout: text(stdout)?, stderr: text(stderr)? })
 }
 
@@ -296,7 +297,9 @@ impl Lab {
         let status = self.status()?;
         let daemons = status["daemons"].as_array().context("the status has no daemons")?;
         let found = daemons.iter().find(|known| known["node"] == node && known["daemon"] == daemon);
-        found.and_then(|daemon| daemon["pid"].as_i64()).with_context(|| format!("{node} {daemon} does not run: {status:#}"))
+        found
+            .and_then(|daemon| daemon["pid"].as_i64())
+            .with_context(|| format!("{node} {daemon} does not run: {status:#}"))
     }
 
     /// Types `exit` and waits for the end.

@@ -47,7 +47,8 @@ fn play(lab: &mut Lab, steps: &str) -> anyhow::Result<u32> {
                 checked += 1;
             }
             name if name.starts_with('@') => {
-                let found = Regex::new(text)?.captures(&output).and_then(|found| Some(found.get(1)?.as_str().to_owned()));
+                let found =
+                    Regex::new(text)?.captures(&output).and_then(|found| Some(found.get(1)?.as_str().to_owned()));
                 captured.insert(name[1..].to_owned(), found.with_context(place)?);
                 checked += 1;
             }

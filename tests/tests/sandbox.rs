@@ -19,8 +19,10 @@ fn pid_namespace(lab: &Lab) -> anyhow::Result<PathBuf> {
 /// What of a lab can be seen on the host: mounts and links that are not there before.
 fn traces() -> anyhow::Result<(String, Vec<String>)> {
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    let mut links: Vec<String> =
-        std::fs::read_dir("/sys/class/net")?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut links: Vec<String> = std::fs::read_dir("/sys/class/net")?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     links.sort();
     Ok((mounts, links))
 }
@@ -114,7 +116,9 @@ fn a_detached_lab_runs_until_down() -> anyhow::Result<()> {
     run(&mut knetsim(&["up", "--detach", "--name", &name])?)?.ok()?;
     let result = (|| {
         run(&mut knetsim(&["status", "--name", &name])?)?.ok()?.says("every daemon runs")?;
-        run(&mut knetsim(&["exec", "--name", &name, "C0e1", "curl", "-s", "10.0.0.3:8001/svc2"])?)?.ok()?.says("S2-W")?;
+        run(&mut knetsim(&["exec", "--name", &name, "C0e1", "curl", "-s", "10.0.0.3:8001/svc2"])?)?
+            .ok()?
+            .says("S2-W")?;
         anyhow::Ok(())
     })();
     let down = run(&mut knetsim(&["down", "--name", &name])?)?.ok();

@@ -14,14 +14,21 @@ fn up(arguments: &[&str]) -> anyhow::Result<tests::Output> {
 #[test]
 fn lines_print_their_replies_and_succeed() -> anyhow::Result<()> {
     let output = up(&[
-        "-c", "C0w1 ping -c1 C0w2",
-        "-c", "py C0w1.exec_container(\"c1\", \"ping 100.64.10.1 -c 2\")",
-        "-c", "C0w1 curl -s localhost:8001/svc1",
-        "-c", "C0e1 curl -s 10.0.0.3:8001/svc2",
-        "-c", "py C1w1.exec_container(\"c1\", \"curl -s 10.0.0.8:1028\")",
+        "-c",
+        "C0w1 ping -c1 C0w2",
+        "-c",
+        "py C0w1.exec_container(\"c1\", \"ping 100.64.10.1 -c 2\")",
+        "-c",
+        "C0w1 curl -s localhost:8001/svc1",
+        "-c",
+        "C0e1 curl -s 10.0.0.3:8001/svc2",
+        "-c",
+        "py C1w1.exec_container(\"c1\", \"curl -s 10.0.0.8:1028\")",
     ])?
     .ok()?;
-    for expected in ["1 packets transmitted, 1 received", "2 packets transmitted, 2 received", "S1-W", "S2-W", "Directory listing"] {
+    for expected in
+        ["1 packets transmitted, 1 received", "2 packets transmitted, 2 received", "S1-W", "S2-W", "Directory listing"]
+    {
         assert!(output.stdout.contains(expected), "{expected} is missing\n{output}");
     }
     Ok(())
@@ -62,13 +69,20 @@ fn standard_input_that_is_no_terminal_is_a_script() -> anyhow::Result<()> {
 #[test]
 fn debians_programs_do_the_same_work() -> anyhow::Result<()> {
     let output = up(&[
-        "--impl", "cni=real,ingress=real,kproxy=nft",
-        "-c", "C0w1.c1 ping -c 1 100.64.10.1",
-        "-c", "C0w1 curl -s localhost:8001/svc1",
-        "-c", "C0w1 curl -s -o /dev/null -w %{http_code} localhost:8001/other",
-        "-c", "sh ps aux | grep -c '[n]ginx: master'",
-        "-c", "C0w1 nft list table ip kproxy-static",
-        "-c", "py C1w1.exec_container(\"c1\", \"curl -s 10.0.0.8:1028\")",
+        "--impl",
+        "cni=real,ingress=real,kproxy=nft",
+        "-c",
+        "C0w1.c1 ping -c 1 100.64.10.1",
+        "-c",
+        "C0w1 curl -s localhost:8001/svc1",
+        "-c",
+        "C0w1 curl -s -o /dev/null -w %{http_code} localhost:8001/other",
+        "-c",
+        "sh ps aux | grep -c '[n]ginx: master'",
+        "-c",
+        "C0w1 nft list table ip kproxy-static",
+        "-c",
+        "py C1w1.exec_container(\"c1\", \"curl -s 10.0.0.8:1028\")",
     ])?
     .ok()?;
     for expected in ["1 received", "S1-W", "404", "jhash ip checksum mod 2 map", "Directory listing"] {
@@ -123,7 +137,10 @@ fn an_impossible_lab_is_refused_with_its_place() -> anyhow::Result<()> {
     std::fs::copy(conf.join("flannel-network-config.json"), directory.path().join("flannel-network-config.json"))?;
     let output = up(&["--lab", file.to_str().context("a path in UTF-8")?, "-c", "nodes"])?;
     assert!(!output.status.success());
-    assert!(output.stderr.contains("lab.toml:") && output.stderr.contains("10.0.0.3 is taken by another node"), "{output}");
+    assert!(
+        output.stderr.contains("lab.toml:") && output.stderr.contains("10.0.0.3 is taken by another node"),
+        "{output}"
+    );
     Ok(())
 }
 
@@ -171,17 +188,27 @@ fn another_lab_boots_with_its_own_names_services_and_rates() -> anyhow::Result<(
         r#"{"Network": "12.0.0.0/8", "SubnetLen": 24, "Backend": {"Type": "vxlan", "VNI": 7}}"#,
     )?;
     let output = up(&[
-        "--lab", file.to_str().context("a path in UTF-8")?,
-        "-c", "C7a.client curl -s --retry 20 --retry-delay 0 --retry-all-errors --retry-max-time 10 100.64.1.1",
-        "-c", "C7a tc qdisc show dev C7a-eth0",
-        "-c", "C7a ip link show flannel.7",
+        "--lab",
+        file.to_str().context("a path in UTF-8")?,
+        "-c",
+        "C7a.client curl -s --retry 20 --retry-delay 0 --retry-all-errors --retry-max-time 10 100.64.1.1",
+        "-c",
+        "C7a tc qdisc show dev C7a-eth0",
+        "-c",
+        "C7a ip link show flannel.7",
         // Its endpoints follow: without its container nobody answers, and with a new one somebody does.
-        "-c", "py C7b.delete_container(\"web\")",
-        "-c", "sh sleep 0.5",
-        "-c", "sh ! ip netns exec k7_client curl -s --max-time 2 100.64.1.1",
-        "-c", "py C7b.create_container(\"web\")",
-        "-c", "py C7b.exec_container_async(\"web\", \"knetsim serve --port 80 --text anew\")",
-        "-c", "C7a.client curl -s --retry 20 --retry-delay 0 --retry-all-errors --retry-max-time 10 100.64.1.1",
+        "-c",
+        "py C7b.delete_container(\"web\")",
+        "-c",
+        "sh sleep 0.5",
+        "-c",
+        "sh ! ip netns exec k7_client curl -s --max-time 2 100.64.1.1",
+        "-c",
+        "py C7b.create_container(\"web\")",
+        "-c",
+        "py C7b.exec_container_async(\"web\", \"knetsim serve --port 80 --text anew\")",
+        "-c",
+        "C7a.client curl -s --retry 20 --retry-delay 0 --retry-all-errors --retry-max-time 10 100.64.1.1",
     ])?
     .ok()?;
     for expected in ["hello", "tbf", "rate 50Mbit", "flannel.7", "anew"] {

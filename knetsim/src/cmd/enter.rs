@@ -131,7 +131,7 @@ fn wait(command: &mut Command) -> anyhow::Result<ExitCode> {
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGQUIT);
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)?;
-    let status = command.status().context("start the command")?;
+    let status = command.unblock_signals().status().context("start the command")?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }

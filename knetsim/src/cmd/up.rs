@@ -129,7 +129,7 @@ fn read_script(path: &Path) -> anyhow::Result<Vec<String>> {
 /// The command that becomes process 1 of the lab.
 fn init_command(options: &InitOptions) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("find the program of this process")?);
-    command.arg("init").env(INIT_VARIABLE, serde_json::to_string(options)?);
+    command.arg("init").env(INIT_VARIABLE, serde_json::to_string(options)?).unblock_signals();
     if !maps_all_users() {
         command.answer_setid_calls();
     }

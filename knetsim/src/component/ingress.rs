@@ -27,7 +27,10 @@ pub fn spec(ingress: &Ingress, choice: Impl) -> anyhow::Result<DaemonSpec> {
         Impl::Real => {
             let file = config_file(ingress, "conf");
             write_file(&file, &nginx_config(ingress))?;
-            (real_program("nginx")?, vec!["-e".to_owned(), "stderr".to_owned(), "-c".to_owned(), file.display().to_string()])
+            (
+                real_program("nginx")?,
+                vec!["-e".to_owned(), "stderr".to_owned(), "-c".to_owned(), file.display().to_string()],
+            )
         }
         Impl::Rust | Impl::Nft => {
             let file = config_file(ingress, "toml");
