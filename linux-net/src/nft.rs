@@ -1,13 +1,21 @@
 //! nftables: a ruleset as data, sent to the kernel as one atomic batch, and printed as `nft` reads it.
 
+mod bytes;
+mod compile;
+mod constants;
+mod decode;
 mod element;
+mod encode;
 mod expr;
+mod ffi;
 mod socket;
 mod statement;
 mod table;
+mod text;
+mod userdata;
 
 pub use element::{Data, Element, Value};
-pub use expr::{Base, Ct, Expr, FibAddress, FibResult, Field, Meta, NumgenMode};
+pub use expr::{Ct, Expr, FibAddress, FibResult, Field, Meta, NumgenMode};
 pub use socket::{ChainInfo, Nft, RuleInfo, SetInfo};
 pub use statement::{CmpOp, MasqueradeFlags, NatTarget, Reject, Statement, UpdateKind, Verdict};
 pub use table::{Chain, ChainKind, Family, Hook, HookPoint, MapData, Policy, Priority, Rule, Set, Spec, Table, Type};
@@ -19,7 +27,8 @@ use crate::error::Result;
 pub enum Op {
     /// Creates a table; no error when it is there already.
     AddTable(Table),
-    /// Deletes a table with all that is in it.
+    /// Deletes a table with all that is in it; `ENOENT` when it is not there. An [`Op::AddTable`] before it in the same batch
+    /// makes it certain to be there: the way to begin from nothing.
     DelTable(Table),
     /// Creates a chain; no error when it is there already with the same hook.
     AddChain(Chain),
@@ -122,4 +131,22 @@ impl Extend<Op> for Batch {
     fn extend<T: IntoIterator<Item = Op>>(&mut self, ops: T) {
         self.0.extend(ops);
     }
+}
+
+/// Returns the number of the ruleset's generation in the namespace this thread is in, as [`Nft::generation`].
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn generation() -> Result<u32> {
+    Nft::open()?.generation()
+}
+
+/// Says whether a table exists in the namespace this thread is in.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn table_exists(table: &Table) -> Result<bool> {
+    Ok(Nft::open()?.tables()?.contains(table))
 }

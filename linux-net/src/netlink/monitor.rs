@@ -26,7 +26,6 @@ pub enum Group {
     Neighbours,
 }
 
-
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {

@@ -97,17 +97,6 @@ pub enum Field {
     EtherDaddr,
 }
 
-/// The header that a payload offset counts from (`NFT_PAYLOAD_*_HEADER`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Base {
-    /// The frame.
-    Link,
-    /// The IP packet.
-    Network,
-    /// The TCP segment, the UDP datagram.
-    Transport,
-}
-
 /// Something about a packet that is not in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Meta {

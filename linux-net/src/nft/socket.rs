@@ -1,10 +1,49 @@
 //! The netlink socket to nftables.
 
-use super::{Batch, Chain, Element, Set, Table};
-use crate::{error::Result, netns::NetNs};
+use std::{borrow::Cow, io};
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nftnl_sys as sys;
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt},
+};
+
+use super::{
+    Batch, Chain, Element, Set, Table,
+    constants::*,
+    decode::{self, malformed},
+    encode::{Encoded, RangedSets, encode, tables_to_ask_about},
+    ffi::{ChainObject, Header, RuleObject, Scratch, SetObject, TableObject, c_string},
+};
+use crate::{
+    error::{Error, Result},
+    netns::NetNs,
+};
+
+/// Larger than any datagram of the kernel: it fills at most 32 KiB (`NLMSG_GOODSIZE` of a dump).
+const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
+
+/// What a datagram takes of a socket's buffer beside its bytes.
+const SEND_OVERHEAD_BYTES: usize = 4096;
+
+/// How often a dump is begun again when the ruleset changes under it.
+const DUMP_ATTEMPTS: usize = 10;
+
+const HEADER_BYTES: usize = 16; // struct nlmsghdr
+const NFGEN_BYTES: usize = 4; // struct nfgenmsg
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+const NFTA_GEN_ID: u16 = 1;
 
 /// One `NETLINK_NETFILTER` socket; it belongs to the namespace it was opened in, wherever its thread goes later.
-pub struct Nft {}
+pub struct Nft {
+    socket: Socket,
+    sequence: u32,
+    received: Vec<u8>,
+}
 
 /// A chain, as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +76,8 @@ pub struct SetInfo {
     pub handle: u64,
     /// Whether it is a map.
     pub is_map: bool,
+    /// Whether its keys are ranges in several dimensions at once.
+    pub is_ranged_concatenation: bool,
 }
 
 impl Nft {
@@ -46,7 +87,15 @@ impl Nft {
     ///
     /// When the kernel gives no socket, or has no nftables.
     pub fn open() -> Result<Self> {
-        todo!()
+        let open = || -> io::Result<Socket> {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            // An answer repeats the request otherwise, which may be 64 KiB of elements.
+            socket.set_cap_ack(true)?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|error| Error::system("open an nftables socket", error))?;
+        Ok(Self { socket, sequence: 0, received: Vec::with_capacity(RECEIVE_BUFFER_BYTES) })
     }
 
     /// Opens a socket in `ns`.
@@ -64,8 +113,27 @@ impl Nft {
     ///
     /// [`Error::Refused`](crate::Error::Refused) with the first change that the kernel did not take, as `nft` text.
     pub fn commit(&mut self, batch: &Batch) -> Result<()> {
-        let _ = batch;
-        todo!()
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut asked = RangedSets::new();
+        for table in tables_to_ask_about(batch) {
+            let sets = self.sets(&table)?.into_iter();
+            asked.extend(sets.map(|set| ((table.clone(), set.name), set.is_ranged_concatenation)));
+        }
+        let encoded = encode(batch, asked)?;
+        self.make_room(encoded.bytes.len());
+        self.send(&encoded.bytes).map_err(|source| Error::System {
+            action: format!("send a batch of {} bytes to nftables", encoded.bytes.len()),
+            hint: match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
+                Errno::EMSGSIZE => {
+                    "; a socket here holds less: raise sysctl net.core.wmem_max on the host, or run as root"
+                }
+                _ => "",
+            },
+            source,
+        })?;
+        self.outcome(batch, &encoded)
     }
 
     /// Lists the tables.
@@ -74,7 +142,11 @@ impl Nft {
     ///
     /// When the kernel refuses the dump.
     pub fn tables(&mut self) -> Result<Vec<Table>> {
-        todo!()
+        let mut request = TableObject::new();
+        let messages = self.dump(NFT_MSG_GETTABLE, 0, |header, scratch, out| request.write(header, scratch, out))?;
+        let mut tables: Vec<_> = messages.iter().filter_map(|message| decode::table(message)).collect();
+        tables.sort();
+        Ok(tables)
     }
 
     /// Lists the chains of a table.
@@ -83,8 +155,12 @@ impl Nft {
     ///
     /// When the kernel refuses the dump.
     pub fn chains(&mut self, table: &Table) -> Result<Vec<ChainInfo>> {
-        let _ = table;
-        todo!()
+        let mut request = ChainObject::new();
+        request.set_str(sys::NFTNL_CHAIN_TABLE, &c_string(&table.name)?);
+        let family = family_number(table.family);
+        let messages =
+            self.dump(NFT_MSG_GETCHAIN, family, |header, scratch, out| request.write(header, scratch, out))?;
+        Ok(of_table(table, messages.iter().filter_map(|message| decode::chain(message))))
     }
 
     /// Lists the rules of a table, in the order of their chains.
@@ -93,8 +169,12 @@ impl Nft {
     ///
     /// When the kernel refuses the dump.
     pub fn rules(&mut self, table: &Table) -> Result<Vec<RuleInfo>> {
-        let _ = table;
-        todo!()
+        let mut request = RuleObject::new();
+        request.set_str(sys::NFTNL_RULE_TABLE, &c_string(&table.name)?);
+        let family = family_number(table.family);
+        let messages =
+            self.dump(NFT_MSG_GETRULE, family, |header, scratch, out| request.write(header, scratch, out))?;
+        Ok(of_table(table, messages.iter().filter_map(|message| decode::rule(message))))
     }
 
     /// Lists the sets and maps of a table.
@@ -103,8 +183,16 @@ impl Nft {
     ///
     /// When the kernel refuses the dump.
     pub fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>> {
-        let _ = table;
-        todo!()
+        let mut request = SetObject::new();
+        request.set_str(sys::NFTNL_SET_TABLE, &c_string(&table.name)?);
+        let family = family_number(table.family);
+        let write = |header, scratch: &mut Scratch, out: &mut Vec<u8>| request.write(header, scratch, out);
+        match self.dump(NFT_MSG_GETSET, family, write) {
+            Ok(messages) => Ok(of_table(table, messages.iter().filter_map(|message| decode::set(message)))),
+            // Unlike for chains and rules, the kernel says so when there is no such table.
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the elements of a set or map; `set` says how to decode them.
@@ -113,7 +201,254 @@ impl Nft {
     ///
     /// [`Error::is_not_found`](crate::Error::is_not_found) when there is no such set.
     pub fn elements(&mut self, set: &Set) -> Result<Vec<Element>> {
-        let _ = set;
-        todo!()
+        let mut request = SetObject::new();
+        request
+            .set_str(sys::NFTNL_SET_TABLE, &c_string(&set.table.name)?)
+            .set_str(sys::NFTNL_SET_NAME, &c_string(&set.name)?);
+        let family = family_number(set.table.family);
+        let write = |header, scratch: &mut Scratch, out: &mut Vec<u8>| {
+            request.write_elements(header, scratch, out);
+        };
+        let messages = self.dump(NFT_MSG_GETSETELEM, family, write)?;
+        decode::elements(set, &messages)
+    }
+
+    /// Returns the number of the ruleset's generation, which every commit of anybody raises: when it is the one that our own last commit
+    /// left, nobody has changed anything.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn generation(&mut self) -> Result<u32> {
+        let mut request = TableObject::new();
+        let message = self.get(NFT_MSG_GETGEN, 0, |header, scratch, out| request.write(header, scratch, out))?;
+        let attributes = message.get(HEADER_BYTES + NFGEN_BYTES..).unwrap_or_default();
+        attribute(attributes, NFTA_GEN_ID)
+            .and_then(|value| value.first_chunk())
+            .map(|bytes| u32::from_be_bytes(*bytes))
+            .ok_or_else(|| malformed("the generation has no number"))
+    }
+
+    /// Makes the socket's buffer hold a datagram of so many bytes.
+    fn make_room(&self, bytes: usize) {
+        let wanted = bytes + SEND_OVERHEAD_BYTES;
+        if setsockopt(&self.socket, sockopt::SndBufForce, &wanted).is_err() {
+            // In a user namespace the limit net.core.wmem_max holds; if that is too small, the send says so.
+            let _ = setsockopt(&self.socket, sockopt::SndBuf, &wanted);
+        }
+    }
+
+    /// Reads what the kernel says to a batch: a success for the last change, or an error for every change that it did not take.
+    ///
+    /// The kernel has carried out the batch when the send returns; all answers are in the socket then.
+    fn outcome(&mut self, batch: &Batch, encoded: &Encoded) -> Result<()> {
+        let mut first: Option<(u32, Errno)> = None;
+        let mut committed = false;
+        loop {
+            self.received.clear();
+            match self.socket.recv(&mut self.received, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // More errors than fit: the first are the ones to tell.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => continue,
+                Err(error) => return Err(Error::system("hear the answer of nftables", error)),
+            }
+            for message in messages(&self.received) {
+                let message = message?;
+                match message.errno() {
+                    None => {}
+                    Some(None) => committed |= message.sequence == encoded.last,
+                    Some(Some(errno)) => {
+                        if first.is_none_or(|(sequence, _)| message.sequence < sequence) {
+                            first = Some((message.sequence, errno));
+                        }
+                    }
+                }
+            }
+        }
+        match first {
+            Some((sequence, errno)) => {
+                let command = match encoded.op_of(sequence) {
+                    Some(position) => format!("nft {}", batch.0[position].summary()),
+                    None => "nft -f".to_owned(),
+                };
+                Err(Error::Refused { command, errno, hint: hint(errno) })
+            }
+            None if committed => Ok(()),
+            None => Err(malformed("the kernel has not answered to a batch")),
+        }
+    }
+
+    /// Sends one request that `write` makes and returns the one message that answers it.
+    fn get(
+        &mut self,
+        kind: u16,
+        family: u16,
+        write: impl FnOnce(Header, &mut Scratch, &mut Vec<u8>),
+    ) -> Result<Vec<u8>> {
+        let sequence = self.request(kind, family, 0, write)?;
+        loop {
+            self.receive()?;
+            for message in messages(&self.received) {
+                let message = message?;
+                match message.errno() {
+                    _ if message.sequence != sequence => {}
+                    Some(Some(errno)) => return Err(refused(kind, errno)),
+                    Some(None) => {}
+                    None => return Ok(message.whole.to_vec()),
+                }
+            }
+        }
+    }
+
+    /// Sends one request that `write` makes and returns all messages of the answer.
+    ///
+    /// A ruleset that changes while it is read marks the answer (`NLM_F_DUMP_INTR`): things may be missing, so we ask again.
+    fn dump(
+        &mut self,
+        kind: u16,
+        family: u16,
+        mut write: impl FnMut(Header, &mut Scratch, &mut Vec<u8>),
+    ) -> Result<Vec<Vec<u8>>> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let sequence = self.request(kind, family, NLM_F_DUMP, &mut write)?;
+            if let Some(found) = self.dumped(kind, sequence)? {
+                return Ok(found);
+            }
+        }
+        Err(Error::system("read nftables: the ruleset changes too fast", Errno::EINTR))
+    }
+
+    fn dumped(&mut self, kind: u16, sequence: u32) -> Result<Option<Vec<Vec<u8>>>> {
+        let (mut found, mut interrupted) = (Vec::new(), false);
+        loop {
+            self.receive()?;
+            for message in messages(&self.received) {
+                let message = message?;
+                if message.sequence != sequence {
+                    continue;
+                }
+                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                if message.kind == NLMSG_DONE {
+                    return Ok((!interrupted).then_some(found));
+                }
+                match message.errno() {
+                    Some(Some(errno)) => return Err(refused(kind, errno)),
+                    Some(None) => {}
+                    None => found.push(message.whole.to_vec()),
+                }
+            }
+        }
+    }
+
+    fn request(
+        &mut self,
+        kind: u16,
+        family: u16,
+        flags: u16,
+        write: impl FnOnce(Header, &mut Scratch, &mut Vec<u8>),
+    ) -> Result<u32> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let header = Header { kind, family, flags: NLM_F_REQUEST | flags, sequence: self.sequence };
+        let mut datagram = Vec::new();
+        write(header, &mut Scratch::new(), &mut datagram);
+        self.send(&datagram).map_err(|error| Error::system("send to nftables", error))?;
+        Ok(self.sequence)
+    }
+
+    fn send(&self, datagram: &[u8]) -> io::Result<()> {
+        self.socket.send_to(datagram, &SocketAddr::new(0, 0), 0).map(drop)
+    }
+
+    fn receive(&mut self) -> Result<()> {
+        self.received.clear();
+        loop {
+            match self.socket.recv(&mut self.received, 0) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::system("receive from nftables", error)),
+            }
+        }
+    }
+}
+
+fn of_table<T>(table: &Table, found: impl Iterator<Item = (Table, T)>) -> Vec<T> {
+    found.filter(|(of, _)| of == table).map(|(_, thing)| thing).collect()
+}
+
+fn refused(kind: u16, errno: Errno) -> Error {
+    let command = match kind {
+        NFT_MSG_GETTABLE => "nft list tables",
+        NFT_MSG_GETCHAIN => "nft list chains",
+        NFT_MSG_GETSET => "nft list sets",
+        NFT_MSG_GETSETELEM => "nft list set",
+        _ => "nft list ruleset",
+    };
+    Error::Refused { command: command.to_owned(), errno, hint: hint(errno) }
+}
+
+fn hint(errno: Errno) -> Cow<'static, str> {
+    Cow::Borrowed(match errno {
+        Errno::EPERM => "; it takes root, or a user namespace (unshare -Urnm)",
+        Errno::EOPNOTSUPP => "; this kernel cannot do that: an expression or a kind of chain is not built in",
+        _ => "",
+    })
+}
+
+/// One message of a datagram.
+struct RawMessage<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    whole: &'a [u8],
+}
+
+impl RawMessage<'_> {
+    /// Returns the errno of an `NLMSG_ERROR`, `Some(None)` for success; `None` for another message.
+    fn errno(&self) -> Option<Option<Errno>> {
+        if self.kind != NLMSG_ERROR {
+            return None;
+        }
+        let code = self
+            .whole
+            .get(HEADER_BYTES..)
+            .and_then(|body| body.first_chunk())
+            .map_or(0, |code| i32::from_ne_bytes(*code));
+        Some((code != 0).then(|| Errno::from_raw(-code)))
+    }
+}
+
+/// Cuts a datagram into its messages.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<RawMessage<'_>>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let header = rest.first_chunk::<HEADER_BYTES>()?;
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        if length < HEADER_BYTES || length > rest.len() {
+            rest = &[];
+            return Some(Err(malformed("its length is wrong")));
+        }
+        let message = RawMessage {
+            kind: u16::from_ne_bytes([header[4], header[5]]),
+            flags: u16::from_ne_bytes([header[6], header[7]]),
+            sequence: u32::from_ne_bytes([header[8], header[9], header[10], header[11]]),
+            whole: &rest[..length],
+        };
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        Some(Ok(message))
+    })
+}
+
+/// Finds an attribute by its kind.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
+        let kind = u16::from_ne_bytes(*attributes.get(2..)?.first_chunk()?);
+        let value = attributes.get(4..length)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
 }
