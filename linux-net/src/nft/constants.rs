@@ -105,7 +105,7 @@ pub(super) fn meta_key(key: Meta) -> u32 {
         Meta::Oifname => 7,
         Meta::Nfproto => 15,
         Meta::L4proto => 16,
-        Meta::Nftrace => 22,
+        Meta::Nftrace => 12,
     }
 }
 
