@@ -1,0 +1,212 @@
+//! The one loop: what etcd says → objects → plan → kernel.
+//!
+//! ```text
+//!   etcd ──watch──► Update ──► Objects ──► Planner ──► Change ──► Kernel
+//!                   (task)     which?      what?       batch      commit
+//! ```
+//!
+//! A lone change is committed at once. Under a burst, commits keep [`COMMIT_PAUSE`] apart and each takes all that has come in since.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{debug, error, info, warn};
+
+use crate::apply::{Finding, Kernel};
+use crate::config::Config;
+use crate::error::Error;
+use crate::health::{self, Health, Port};
+use crate::objects::Objects;
+use crate::plan::Planner;
+use crate::source::Source;
+use crate::watch::{self, Update};
+
+/// The least time between two commits: two hundred a second leave most of a processor to others, and nobody waits noticeably.
+const COMMIT_PAUSE: Duration = Duration::from_millis(5);
+/// How often the table is looked at: somebody else's change lasts no longer.
+const INSPECT_EVERY: Duration = Duration::from_secs(2);
+/// Updates that may wait while a commit is under way; the rest waits in etcd.
+const MAX_UPDATES: usize = 256;
+
+/// Runs the proxy until `shutdown`; the table stays then.
+///
+/// # Errors
+///
+/// [`Error`] when a port is taken, or the kernel lets us program nothing. Later trouble is logged, shown in `/healthz`, and tried again.
+pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let mut tasks = JoinSet::new();
+    let health = Health::new();
+    for (address, flag, port) in [
+        (config.healthz_bind_address, "--healthz-bind-address", Port::Health),
+        (config.metrics_bind_address, "--metrics-bind-address", Port::Metrics),
+    ] {
+        let listener = health::listen(address, flag).await?;
+        tasks.spawn(health::serve(listener, port, health.clone()));
+    }
+    let kernel = Kernel::open(config.layout()).map_err(Error::Kernel)?;
+    let source = Source::connect(&config.etcd_endpoints, &config.etcd_prefix).await?;
+    let (sender, updates) = mpsc::channel(MAX_UPDATES);
+    tasks.spawn(watch::follow(source, sender));
+    let node = config.node();
+    if config.pod_cidrs().is_empty() {
+        warn!(
+            "no --cluster-cidr: clients that are not pods are not masqueraded, and get no answer from endpoints on other workers"
+        );
+    }
+    info!(node, etcd = config.etcd_endpoints.join(","), "kproxy-rs started");
+    Proxy {
+        objects: Objects::default(),
+        planner: Planner::new(node),
+        kernel,
+        health,
+        has_listed: false,
+        is_built: false,
+    }
+    .serve(updates, shutdown)
+    .await;
+    info!("kproxy-rs ends; the table stays and goes on to serve");
+    Ok(())
+}
+
+struct Proxy {
+    objects: Objects,
+    planner: Planner,
+    kernel: Kernel,
+    health: Health,
+    /// Whether etcd has told all its objects: before, the table of a former run knows better than we do.
+    has_listed: bool,
+    /// Whether the kernel has our table, so that a change is enough.
+    is_built: bool,
+}
+
+impl Proxy {
+    async fn serve(mut self, mut updates: mpsc::Receiver<Update>, shutdown: impl Future<Output = ()>) {
+        tokio::pin!(shutdown);
+        let mut inspection = interval(INSPECT_EVERY);
+        inspection.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_commit = Instant::now();
+        let mut is_pending = false;
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return,
+                update = updates.recv() => {
+                    let Some(update) = update else { return };
+                    is_pending |= self.handle_update(update);
+                }
+                () = sleep_until(next_commit), if is_pending => {
+                    while let Ok(update) = updates.try_recv() {
+                        self.handle_update(update);
+                    }
+                    self.sync();
+                    is_pending = false;
+                    next_commit = Instant::now() + COMMIT_PAUSE;
+                }
+                _ = inspection.tick(), if self.has_listed && !is_pending => self.inspect(),
+            }
+        }
+    }
+
+    /// Takes in what etcd says; returns whether the plan may change.
+    fn handle_update(&mut self, update: Update) -> bool {
+        match update {
+            Update::Events(events) => {
+                self.health.metrics().etcd_connected.set(1);
+                self.health.status().etcd_connected = true;
+                self.has_listed = true; // The first event is the listing.
+                events.into_iter().for_each(|event| self.objects.handle_event(event));
+                true
+            }
+            Update::Away(error) => {
+                let error = anyhow::Error::from(error);
+                warn!("{error:#}; the table stays as it is, and serves what was known");
+                self.health.metrics().etcd_connected.set(0);
+                self.health.status().etcd_connected = false;
+                false
+            }
+            Update::Back => {
+                info!("etcd is there again");
+                self.health.metrics().etcd_connected.set(1);
+                self.health.status().etcd_connected = true;
+                false
+            }
+        }
+    }
+
+    /// Plans what has changed, and commits it.
+    fn sync(&mut self) {
+        let start = Instant::now();
+        let dirty = self.objects.take_dirty();
+        for name in &dirty {
+            self.planner.update(name, self.objects.service(name), self.objects.slices(name));
+        }
+        self.count_objects();
+        let change = self.planner.take_change();
+        if self.is_built && change.is_empty() {
+            return;
+        }
+        let planned = start.elapsed();
+        let result =
+            if self.is_built { self.kernel.change(&change) } else { self.kernel.replace(self.planner.entries()) };
+        match result {
+            Ok(()) => {
+                let (removed, added) = (change.removed.len(), change.added.len());
+                info!(services = dirty.len(), removed, added, ?planned, total = ?start.elapsed(), "table brought up to date");
+                self.committed(start);
+            }
+            Err(error) => self.refused(&error),
+        }
+    }
+
+    /// Looks whether the table is as it should be, and puts a new one in its place if not.
+    fn inspect(&mut self) {
+        match self.kernel.inspect(self.planner.entries()) {
+            Ok(Finding::Intact) => {}
+            Ok(Finding::Damaged(what)) => {
+                let start = Instant::now();
+                warn!(what, "somebody else changed the table, or a commit failed; writing it anew");
+                match self.kernel.replace(self.planner.entries()) {
+                    Ok(()) => {
+                        self.health.metrics().repairs.inc();
+                        self.committed(start);
+                    }
+                    Err(error) => self.refused(&error),
+                }
+            }
+            Err(error) => warn!(%error, "cannot look at the table"),
+        }
+    }
+
+    fn committed(&mut self, start: Instant) {
+        self.is_built = true;
+        let metrics = self.health.metrics();
+        let now = health::now_seconds();
+        metrics.sync_seconds.0.observe(start.elapsed().as_secs_f64());
+        metrics.last_sync_seconds.set(i64::try_from(now).unwrap_or(i64::MAX));
+        metrics.entries.set(i64::try_from(self.planner.entry_count()).unwrap_or(i64::MAX));
+        let mut status = self.health.status();
+        (status.synced, status.last_error, status.last_updated_seconds) = (true, None, Some(now));
+    }
+
+    /// What the kernel has is unknown now, so the next attempt writes everything: the next inspection at the latest.
+    fn refused(&mut self, error: &linux_net::Error) {
+        error!(%error, "the kernel refused the table; trying again");
+        self.is_built = false;
+        self.health.metrics().failures.inc();
+        let mut status = self.health.status();
+        (status.synced, status.last_error) = (false, Some(error.to_string()));
+    }
+
+    fn count_objects(&mut self) {
+        let changes = self.objects.take_changes();
+        let metrics = self.health.metrics();
+        metrics.service_changes.inc_by(changes.services);
+        metrics.endpoint_changes.inc_by(changes.slices);
+        let skipped = self.objects.poisoned();
+        metrics.skipped_objects.set(i64::try_from(skipped.len()).unwrap_or(i64::MAX));
+        self.health.status().skipped_objects = skipped.iter().map(ToString::to_string).collect();
+        debug!(services = changes.services, slices = changes.slices, "objects changed");
+    }
+}
