@@ -56,6 +56,7 @@ struct Compiler<'a> {
 /// What the rule has matched so far, which decides how later bytes of the packet are to be read.
 #[derive(Default)]
 struct Known {
+    ethernet: bool,
     network: Option<Family>,
     transport: Option<u8>,
 }
@@ -458,7 +459,8 @@ impl Compiler<'_> {
                 Field::Ip6Saddr | Field::Ip6Daddr => self.depend_on_network(Family::Ip6)?,
                 Field::TcpSport | Field::TcpDport => self.depend_on_transport(libc::IPPROTO_TCP)?,
                 Field::UdpSport | Field::UdpDport => self.depend_on_transport(libc::IPPROTO_UDP)?,
-                Field::ThSport | Field::ThDport | Field::EtherSaddr | Field::EtherDaddr => {}
+                Field::EtherSaddr | Field::EtherDaddr => self.depend_on_ethernet(),
+                Field::ThSport | Field::ThDport => {}
             }
         }
         Ok(())
@@ -494,6 +496,17 @@ impl Compiler<'_> {
             self.cmp(CmpOp::Eq, &ether_type.to_be_bytes());
         }
         Ok(())
+    }
+
+    /// Above the link layer, a packet may have come from a device without Ethernet headers.
+    fn depend_on_ethernet(&mut self) {
+        const META_IIFTYPE: u32 = 8;
+        if self.family == Family::Bridge || self.known.ethernet {
+            return;
+        }
+        self.known.ethernet = true;
+        self.rule.expr(c"meta").u32(sys::NFTNL_EXPR_META_KEY, META_IIFTYPE).u32(sys::NFTNL_EXPR_META_DREG, number(0));
+        self.cmp(CmpOp::Eq, &libc::ARPHRD_ETHER.to_ne_bytes());
     }
 
     fn depend_on_transport(&mut self, wanted: i32) -> Result<()> {

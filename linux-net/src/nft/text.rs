@@ -280,6 +280,10 @@ impl Display for StatementIn<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self(family, statement) = self;
         match statement {
+            // Of bits, `!=` compares all, `!` asks whether none of those on the right is set.
+            Statement::Match { left, op: CmpOp::Ne, right: right @ (Value::CtState(_) | Value::CtStatus(_)) } => {
+                write!(f, "{left} ! {right}")
+            }
             Statement::Match { left, op, right } => write!(f, "{left}{}{right}", op.word()),
             Statement::InSet { key, set, negate } => {
                 write!(f, "{key} {}@{set}", if *negate { "!= " } else { "" })
@@ -353,7 +357,10 @@ impl Reject {
     fn words(self, family: Family) -> &'static str {
         match (self, family) {
             (Self::TcpReset, _) => "reject with tcp reset",
-            (Self::PortUnreachable, _) => "reject",
+            (Self::PortUnreachable, Family::Ip | Family::Ip6) => "reject",
+            (Self::PortUnreachable, Family::Inet | Family::Bridge | Family::Netdev) => {
+                "reject with icmpx port-unreachable"
+            }
             (Self::HostUnreachable, Family::Ip) => "reject with icmp host-unreachable",
             (Self::HostUnreachable, Family::Ip6) => "reject with icmpv6 addr-unreachable",
             (Self::HostUnreachable, Family::Inet | Family::Bridge | Family::Netdev) => {
