@@ -58,18 +58,7 @@ pub fn boot(boot: Boot<'_>) -> anyhow::Result<Arc<World>> {
         Ok(topology::summary(&lab))
     })?;
 
-    progress.step("etcd", || {
-        for (cluster, node) in members(&lab) {
-            supervisor.run(etcd::spec(cluster, node, &name)?)?;
-        }
-        for (_, node) in members(&lab) {
-            let netns = NetNs::open(&node.name)?;
-            wait_until_ready(&supervisor, &etcd::id(node), "its /health does not answer 200", || {
-                etcd::is_healthy(&netns, node)
-            })?;
-        }
-        Ok(format!("{} members healthy", members(&lab).count()))
-    })?;
+    progress.step("etcd", || start_etcd(&lab, &name, &supervisor))?;
 
     let mut stores = BTreeMap::new();
     for cluster in &lab.clusters {
@@ -100,6 +89,33 @@ pub fn boot(boot: Boot<'_>) -> anyhow::Result<Arc<World>> {
         progress.step("interconnect", || start_routers(&world))?;
     }
     Ok(world)
+}
+
+/// Starts the members of all clusters, a cluster's one after the other.
+///
+/// Before a new member serves its peers it asks each of them whether the cluster exists already. One that has not started
+/// refuses the connection at once; one that is just at the same point holds it for a second, and so do both.
+fn start_etcd(lab: &Lab, name: &str, supervisor: &Supervisor) -> anyhow::Result<String> {
+    let most = lab.clusters.iter().map(|cluster| cluster.etcd.len()).max().unwrap_or(0);
+    for number in 0..most {
+        let started = || lab.clusters.iter().filter_map(move |cluster| Some((cluster, cluster.etcd.get(number)?)));
+        for (cluster, node) in started() {
+            supervisor.run(etcd::spec(cluster, node, name)?)?;
+        }
+        for (_, node) in started() {
+            let netns = NetNs::open(&node.name)?;
+            wait_until_ready(supervisor, &etcd::id(node), "it does not serve its peers", || {
+                etcd::serves_peers(&netns, node)
+            })?;
+        }
+    }
+    for (_, node) in members(lab) {
+        let netns = NetNs::open(&node.name)?;
+        wait_until_ready(supervisor, &etcd::id(node), "its /health does not answer 200", || {
+            etcd::is_healthy(&netns, node)
+        })?;
+    }
+    Ok(format!("{} members healthy", members(lab).count()))
 }
 
 /// Starts the overlay agents, and the service proxies, which need nothing of the overlay and may come up meanwhile.

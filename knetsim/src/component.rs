@@ -26,6 +26,10 @@ use crate::{
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause between two looks.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(3);
+/// How long a probe waits for an answer. A daemon that listens before it serves holds a connection; then it is asked again.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(200);
+/// A status line longer than this is none.
+const MAX_STATUS_LINE_BYTES: u64 = 1024;
 /// Lines of a daemon's log that an error shows.
 const TAIL_LINES: usize = 12;
 
@@ -107,14 +111,16 @@ pub fn connect(netns: &NetNs, address: SocketAddr) -> anyhow::Result<std::net::T
 /// The status of a `GET` over plain HTTP from inside a namespace, or none while nothing answers.
 #[must_use]
 pub fn http_status(netns: &NetNs, address: SocketAddr, path: &str) -> Option<u16> {
-    use std::io::{Read, Write};
+    use std::io::{BufRead, BufReader, Read, Write};
     let mut stream = connect(netns, address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
-    let mut response = Vec::new();
-    stream.take(64 * 1024).read_to_end(&mut response).ok()?;
-    // The status line is `HTTP/1.1 200 OK` (RFC 9112, section 4).
-    String::from_utf8_lossy(&response).split(' ').nth(1)?.parse().ok()
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).ok()?;
+    // In one piece: etcd tells HTTP from gRPC by the first bytes that arrive.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    // The status line, `HTTP/1.1 200 OK` (RFC 9112, section 4), is all that is wanted of the answer.
+    let mut status_line = String::new();
+    BufReader::new(stream.take(MAX_STATUS_LINE_BYTES)).read_line(&mut status_line).ok()?;
+    status_line.split(' ').nth(1)?.parse().ok()
 }
 
 /// Writes a file that a daemon reads, with its directory.

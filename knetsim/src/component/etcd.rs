@@ -57,6 +57,12 @@ pub fn spec(cluster: &Cluster, node: &Node, lab_name: &str) -> anyhow::Result<Da
     })
 }
 
+/// Whether the member answers other members.
+#[must_use]
+pub fn serves_peers(netns: &NetNs, node: &Node) -> bool {
+    http_status(netns, SocketAddr::from((node.address, ETCD_PEER_PORT)), "/version").is_some()
+}
+
 /// Whether the member is part of a cluster that has a leader: `/health` commits a proposal.
 #[must_use]
 pub fn is_healthy(netns: &NetNs, node: &Node) -> bool {
