@@ -91,7 +91,7 @@ impl Netlink {
             };
             if let Err(error) = resolved {
                 self.flush(&mut batch, &mut buffer, &mut results);
-                results.push(Err(refused(op, error.errno().unwrap_or(Errno::ENODEV))));
+                results.push(Err(error));
                 continue;
             }
             let (message, flags) = encode::message(op, &|name: &IfName| indexes.get(name).copied().unwrap_or(0));
@@ -116,12 +116,14 @@ impl Netlink {
         match self.socket.exchange(buffer, &numbers) {
             Ok(answers) => {
                 let each = batch.iter().zip(answers);
-                results.extend(each.map(|((_, op), errno)| errno.map_or(Ok(()), |errno| Err(refused(op, errno)))));
+                results.extend(each.map(|((_, op), refusal)| {
+                    refusal.map_or(Ok(()), |refusal| Err(refused(op, refusal.errno, refusal.text)))
+                }));
             }
             // The socket itself failed: what became of the operations is unknown.
             Err(error) => {
                 let errno = error.errno().unwrap_or(Errno::EIO);
-                results.extend(batch.iter().map(|(_, op)| Err(refused(op, errno))));
+                results.extend(batch.iter().map(|(_, op)| Err(refused(op, errno, None))));
             }
         }
         batch.clear();
@@ -134,7 +136,8 @@ impl Netlink {
             if indexes.contains_key(name) {
                 continue;
             }
-            let link = self.link(name)?.ok_or_else(|| refused(op, Errno::ENODEV))?;
+            let link =
+                self.link(name)?.ok_or_else(|| refused(op, Errno::ENODEV, Some(format!("there is no link {name}"))))?;
             indexes.insert(name.clone(), link.index);
         }
         Ok(())
@@ -274,8 +277,9 @@ fn listing(command: &str, errno: Errno) -> Error {
     Error::Refused { command: command.to_owned(), errno, hint: "".into() }
 }
 
-fn refused(op: &Op, errno: Errno) -> Error {
-    let hint = match (op, errno) {
+/// The error for an operation that the kernel did not carry out, with its own words, or what we know of the reason.
+fn refused(op: &Op, errno: Errno, text: Option<String>) -> Error {
+    let known = match (op, errno) {
         (Op::AddVxlan(_), Errno::EOPNOTSUPP) => "; this kernel has no VXLAN (module vxlan)",
         (Op::AddMacvlan(_), Errno::EOPNOTSUPP) => "; this kernel has no macvlan (module macvlan)",
         (Op::AddVeth(_), Errno::EOPNOTSUPP) => "; this kernel has no veth (module veth)",
@@ -283,5 +287,9 @@ fn refused(op: &Op, errno: Errno) -> Error {
         (_, Errno::EPERM) => "; it needs CAP_NET_ADMIN in this network namespace",
         _ => "",
     };
-    Error::Refused { command: op.to_string(), errno, hint: hint.into() }
+    let hint = match text {
+        Some(text) if known.is_empty() => format!("; {text}").into(),
+        _ => known.into(),
+    };
+    Error::Refused { command: op.to_string(), errno, hint }
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use linux_net::{
     IfName, MacAddr, Netlink, Op, Vni,
-    netlink::{Event, FdbEntry, Group, Monitor, Neighbour, Route, Veth, Vxlan},
+    netlink::{Event, FdbEntry, Group, Monitor, Neighbour, Route, RouteScope, Veth, Vxlan},
     testing::enter_sandbox,
 };
 
@@ -17,7 +17,8 @@ fn a_monitor_hears_of_links_addresses_routes_and_neighbours() -> Result<()> {
     let (a, vx): (IfName, IfName) = ("a".parse()?, "vx".parse()?);
     let mac: MacAddr = "02:00:00:00:00:01".parse()?;
     let neighbour = Neighbour::permanent(a.clone(), "10.0.0.2".parse()?, mac);
-    let route = Route::to("10.9.0.0/16".parse()?).via("10.0.0.2".parse()?).dev(a.clone());
+    let mut route = Route::to("10.9.0.0/16".parse()?).via("10.0.0.2".parse()?).dev(a.clone());
+    route.scope = Some(RouteScope::Global);
     let entry = FdbEntry::permanent(vx.clone(), mac, "10.0.0.3".parse()?);
     let mut netlink = Netlink::open()?;
     for result in netlink.apply_all(&[

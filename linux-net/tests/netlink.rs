@@ -8,7 +8,7 @@ use linux_net::{
     IfName, MacAddr, NetNs, Netlink, Op, Vni,
     netlink::{
         Address, FdbEntry, FdbOwner, Link, LinkKind, LinkStatistics, Macvlan, MacvlanMode, Neighbour, NeighbourState,
-        Route, RouteKind, Veth, Vxlan,
+        Route, RouteKind, RouteScope, Veth, Vxlan,
     },
     process::CommandNamespaceExt,
     testing::enter_sandbox,
@@ -213,7 +213,9 @@ fn a_vxlan_overlay_as_flannel_makes_it() -> Result<()> {
     let everybody: Vec<_> = state.fdb.iter().filter(|entry| entry.mac == MacAddr::ZERO).collect();
     assert_eq!(everybody.len(), 2, "the second destination is beside the first: {everybody:?}");
     assert!(state.fdb.contains(&FdbEntry::permanent(dev.clone(), peer_mac, "10.0.0.4".parse()?)));
-    let wanted = Route::to("11.10.16.0/20".parse()?).via("11.10.16.0".parse()?).dev(dev.clone()).onlink().protocol(77);
+    let mut wanted =
+        Route::to("11.10.16.0/20".parse()?).via("11.10.16.0".parse()?).dev(dev.clone()).onlink().protocol(77);
+    wanted.scope = Some(RouteScope::Global);
     assert!(state.routes.contains(&wanted), "a route reads back as it was written: {:?}", state.routes);
     let state = twins.both(&[
         Op::ReplaceFdb(FdbEntry::permanent(dev.clone(), peer_mac, "10.0.0.9".parse()?)),
@@ -250,8 +252,17 @@ fn routes_and_addresses_of_every_kind() -> Result<()> {
     ops.extend(routes.iter().cloned().map(Op::AddRoute));
     let state = twins.both(&ops)?;
     for route in &routes {
+        // What was left to the kernel reads back as what it chose.
         let mut read_back = route.clone();
-        read_back.dev = read_back.dev.or_else(|| (route.kind == RouteKind::Unicast).then(up0));
+        let is_ipv6 = route.dst.addr().is_ipv6();
+        if route.kind == RouteKind::Unicast {
+            read_back.dev = Some(up0());
+        } else if is_ipv6 {
+            read_back.dev = Some(IfName::loopback());
+        }
+        read_back.metric = if is_ipv6 { 1024 } else { route.metric };
+        let is_near = route.via.is_none() && route.kind == RouteKind::Unicast && !is_ipv6;
+        read_back.scope = Some(if is_near { RouteScope::Link } else { RouteScope::Global });
         assert!(state.routes.contains(&read_back), "{route:?}: {:#?}", state.routes);
     }
     let mut elsewhere = default;
@@ -318,7 +329,7 @@ fn errors_name_the_command_and_what_the_kernel_says() -> Result<()> {
     assert_eq!(error.to_string(), "ip link add br0 type bridge: File exists");
     let error = netlink.apply(&Op::AddAddress { dev: name("eth9"), address: "10.0.0.1/8".parse()? }).unwrap_err();
     assert!(error.is_not_found());
-    assert_eq!(error.to_string(), "ip address add 10.0.0.1/8 dev eth9: No such device; there is no link eth9");
+    assert_eq!(error.to_string(), "ip addr add 10.0.0.1/8 brd + dev eth9: No such device; there is no link eth9");
     let error = netlink.apply(&Op::SetUp { dev: name("eth9") }).unwrap_err();
     assert!(error.is_not_found(), "{error}");
     let unreachable = Route::to("10.1.0.0/16".parse()?).via("10.2.0.1".parse()?).dev(IfName::loopback());

@@ -35,6 +35,11 @@ impl Names {
     pub(super) fn get(&self, index: u32) -> Option<IfName> {
         self.0.get(&index).cloned()
     }
+
+    /// Adds what `newer` knows, which wins.
+    pub(super) fn extend(&mut self, newer: Self) {
+        self.0.extend(newer.0);
+    }
 }
 
 fn name(message: &LinkMessage) -> Option<IfName> {
@@ -82,7 +87,8 @@ pub(super) fn link(message: &LinkMessage, names: &Names) -> Result<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu_bytes = *mtu,
             LinkAttribute::Controller(index) => link.master = names.get(*index),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
-            LinkAttribute::Link(index) => link.peer_index = Some(*index),
+            // 0: while a veth is made, the second end is not there yet.
+            LinkAttribute::Link(index) if *index != 0 => link.peer_index = Some(*index),
             LinkAttribute::Stats64(stats) => {
                 link.statistics = LinkStatistics {
                     rx_packets: stats.rx_packets,
@@ -241,7 +247,8 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 
 fn neighbour_state(state: u16) -> NeighbourState {
     match state {
-        0x80 => NeighbourState::Permanent,
+        // In an FDB, `bridge` writes permanent and noarp together, flannel permanent only; both mean the same.
+        0x80 | 0xc0 => NeighbourState::Permanent,
         0x40 => NeighbourState::NoArp,
         0x02 => NeighbourState::Reachable,
         0x04 => NeighbourState::Stale,

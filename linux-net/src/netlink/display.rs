@@ -22,7 +22,7 @@ impl fmt::Display for Op {
                 };
                 write!(f, "ip link add {} link {}", macvlan.name, macvlan.parent)?;
                 write_some(f, "address", macvlan.mac)?;
-                write_some(f, "netns", macvlan.netns.as_ref().map(crate::NetNs::name))?;
+                write_some(f, "netns", macvlan.netns.as_ref().map(crate::NetNs::argument))?;
                 write!(f, " type macvlan mode {mode}")
             }
             Op::DelLink { name } => write!(f, "ip link del {name}"),
@@ -36,7 +36,7 @@ impl fmt::Display for Op {
             Op::SetHairpin { dev, on } => write!(f, "bridge link set dev {dev} hairpin {}", on_off(on)),
             Op::SetPromiscuous { dev, on } => write!(f, "ip link set {dev} promisc {}", on_off(on)),
             Op::Rename { dev, name } => write!(f, "ip link set {dev} name {name}"),
-            Op::SetNetNs { dev, netns } => write!(f, "ip link set {dev} netns {}", netns.name()),
+            Op::SetNetNs { dev, netns } => write!(f, "ip link set {dev} netns {}", netns.argument()),
             Op::AddAddress { dev, address } => write!(f, "ip addr add {address}{} dev {dev}", broadcast(*address)),
             Op::DelAddress { dev, address } => write!(f, "ip addr del {address} dev {dev}"),
             Op::AddRoute(route) => write_route("add", route, f),
@@ -72,7 +72,7 @@ fn add_veth(veth: &Veth, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     write!(f, " type veth peer name {}", veth.peer.name)?;
     write_some(f, "address", veth.peer.mac)?;
     write_some(f, "mtu", veth.mtu_bytes)?;
-    write_some(f, "netns", veth.peer.netns.as_ref().map(crate::NetNs::name))
+    write_some(f, "netns", veth.peer.netns.as_ref().map(crate::NetNs::argument))
 }
 
 fn add_vxlan(vxlan: &Vxlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,7 +98,11 @@ fn write_route(verb: &str, route: &Route, f: &mut fmt::Formatter<'_>) -> fmt::Re
         RouteKind::Prohibit => f.write_str("prohibit ")?,
         RouteKind::Other(kind) => write!(f, "type {kind} ")?,
     }
-    write!(f, "{}", route.dst)?;
+    if route.dst.prefix_len() == 0 {
+        f.write_str("default")?;
+    } else {
+        write!(f, "{}", route.dst.trunc())?;
+    }
     write_some(f, "via", route.via)?;
     write_some(f, "dev", route.dev.as_ref())?;
     write_some(f, "src", route.src)?;

@@ -58,16 +58,17 @@ pub struct Monitor {
     socket: Socket,
     /// Asked for the names of links, which events bear as numbers.
     netlink: Netlink,
+    names: Names,
 }
 
 impl Group {
     /// `RTNLGRP_*` of `linux/rtnetlink.h`.
     fn numbers(self) -> &'static [u32] {
         match self {
-            Group::Links => &[1],
-            Group::Addresses => &[5, 9],
-            Group::Routes => &[7, 11],
-            Group::Neighbours => &[3],
+            Self::Links => &[1],
+            Self::Addresses => &[5, 9],
+            Self::Routes => &[7, 11],
+            Self::Neighbours => &[3],
         }
     }
 }
@@ -80,7 +81,10 @@ impl Monitor {
     /// When the kernel gives no socket.
     pub fn open(groups: &[Group]) -> Result<Self> {
         let numbers: Vec<u32> = groups.iter().flat_map(|group| group.numbers()).copied().collect();
-        Ok(Self { socket: Socket::open(&numbers)?, netlink: Netlink::open()? })
+        let socket = Socket::open(&numbers)?;
+        let mut netlink = Netlink::open()?;
+        let names = netlink.names()?;
+        Ok(Self { socket, netlink, names })
     }
 
     /// Listens in `ns`.
@@ -122,21 +126,49 @@ impl Monitor {
 
     fn receive(&mut self) -> Result<Vec<Event>> {
         let messages = match self.socket.receive() {
-            Err(error) if error.errno() == Some(Errno::ENOBUFS) => return Ok(vec![Event::Overrun]),
+            Err(error) if error.errno() == Some(Errno::ENOBUFS) => {
+                self.names = self.netlink.names()?;
+                return Ok(vec![Event::Overrun]);
+            }
             other => other?,
         };
-        let names = self.netlink.names()?;
-        let inner = messages.into_iter().filter_map(|message| match message.payload {
-            NetlinkPayload::InnerMessage(inner) => Some(inner),
-            _ => None,
-        });
-        Ok(inner.filter_map(|message| event(message, &names)).collect())
+        let mut events = Vec::new();
+        for message in messages {
+            if let NetlinkPayload::InnerMessage(message) = message.payload {
+                self.learn_names(&message)?;
+                events.extend(event(message, &self.names));
+            }
+        }
+        Ok(events)
+    }
+
+    /// Keeps the names up to date. Those of links that have gone stay, for the messages about what went with them.
+    fn learn_names(&mut self, message: &RouteNetlinkMessage) -> Result<()> {
+        let index = match message {
+            RouteNetlinkMessage::NewLink(message) => {
+                self.names.extend(Names::of(std::slice::from_ref(message)));
+                return Ok(());
+            }
+            RouteNetlinkMessage::NewAddress(message) => message.header.index,
+            RouteNetlinkMessage::NewNeighbour(message) => message.header.ifindex,
+            _ => return Ok(()),
+        };
+        if self.names.get(index).is_none() {
+            self.names.extend(self.netlink.names()?);
+        }
+        Ok(())
     }
 }
 
 /// What a message tells. One about a link that has gone meanwhile, and whose name is unknown for that, tells nothing.
 fn event(message: RouteNetlinkMessage, names: &Names) -> Option<Event> {
     match message {
+        // A message of the family "bridge" is about a port only, and comes beside that about the link.
+        RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message)
+            if message.header.interface_family == AddressFamily::Bridge =>
+        {
+            None
+        }
         RouteNetlinkMessage::NewLink(message) => decode::link(&message, names).ok().map(Event::NewLink),
         RouteNetlinkMessage::DelLink(message) => decode::link(&message, names).ok().map(Event::DelLink),
         RouteNetlinkMessage::NewAddress(message) => decode::address(&message, names).map(Event::NewAddress),

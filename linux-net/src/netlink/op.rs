@@ -249,11 +249,11 @@ pub struct Route {
     pub onlink: bool,
     /// The source address of packets that start here.
     pub src: Option<IpAddr>,
-    /// The lower wins; 0 is the kernel's default (for IPv6, 1024).
+    /// The lower wins; 0 is the kernel's default. For IPv6 that is 1024, and reads back so.
     pub metric: u32,
     /// The table, [`Route::MAIN_TABLE`] unless policy rules say otherwise.
     pub table: u32,
-    /// How far away the destination is; `None` means what `ip` takes: link without `via`, else global. Read back likewise.
+    /// How far away the destination is; `None` lets the rule of `ip` decide: link without `via`, else global. Read back, it is always there.
     pub scope: Option<RouteScope>,
     /// Who installed it: 2 kernel, 3 boot, 4 static; `ip` uses 3. A component marks its own with a number of its own.
     pub protocol: u8,
@@ -270,19 +270,6 @@ impl Route {
     pub const PROTOCOL_BOOT: u8 = 3;
     /// `RTPROT_STATIC`: an administrator installed it.
     pub const PROTOCOL_STATIC: u8 = 4;
-
-    /// What the kernel takes for metric 0 of an IPv6 route.
-    pub(super) const IPV6_DEFAULT_METRIC: u32 = 1024; // IP6_RT_PRIO_USER
-
-    /// Returns the scope that `ip route` gives a route which names none: this machine for local addresses, the link for what needs no
-    /// router, else global.
-    pub(super) fn default_scope(&self) -> RouteScope {
-        match self.kind {
-            RouteKind::Local => RouteScope::Host,
-            RouteKind::Unicast | RouteKind::Broadcast | RouteKind::Multicast if self.via.is_none() => RouteScope::Link,
-            _ => RouteScope::Global,
-        }
-    }
 
     /// Describes a unicast route to `dst` in the main table, without a next router or link yet.
     #[must_use]

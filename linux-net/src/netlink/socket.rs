@@ -43,6 +43,8 @@ impl Socket {
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         // An acknowledgement then repeats the request's header only.
         socket.set_cap_ack(true).map_err(failed)?;
+        // And the kernel adds to an error what it has to say about it.
+        socket.set_ext_ack(true).map_err(failed)?;
         // A smaller buffer than asked for is none to fail about.
         let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER_BYTES);
         for group in groups {
@@ -67,7 +69,7 @@ impl Socket {
 
     /// Sends the requests that were appended under these sequence numbers and reads their acknowledgements, in the same
     /// order: `None` is success.
-    pub(super) fn exchange(&mut self, buffer: &[u8], sequence_numbers: &[u32]) -> Result<Vec<Option<Errno>>> {
+    pub(super) fn exchange(&mut self, buffer: &[u8], sequence_numbers: &[u32]) -> Result<Vec<Option<Refusal>>> {
         self.send(buffer)?;
         let mut answers = BTreeMap::new();
         while answers.len() < sequence_numbers.len() {
@@ -76,11 +78,17 @@ impl Socket {
                 if let NetlinkPayload::Error(error) = &message.payload
                     && sequence_numbers.contains(&number)
                 {
-                    answers.insert(number, error.code.map(|code| Errno::from_raw(code.get().saturating_neg())));
+                    answers.insert(
+                        number,
+                        error.code.map(|code| Refusal {
+                            errno: Errno::from_raw(code.get().saturating_neg()),
+                            text: text(&error.header),
+                        }),
+                    );
                 }
             }
         }
-        Ok(sequence_numbers.iter().map(|number| answers.get(number).copied().flatten()).collect())
+        Ok(sequence_numbers.iter().map(|number| answers.remove(number).flatten()).collect())
     }
 
     /// Sends one request and returns all messages of its answer.
@@ -143,8 +151,13 @@ impl Socket {
 
     /// Waits for the next datagram and reads its messages.
     pub(super) fn receive(&self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
-        let (datagram, _) =
-            self.socket.recv_from_full().map_err(|error| Error::system("receive from the kernel", error))?;
+        let datagram = loop {
+            match self.socket.recv_from_full() {
+                Ok((datagram, _)) => break datagram,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {} // by a signal
+                Err(error) => return Err(Error::system("receive from the kernel", error)),
+            }
+        };
         let mut messages = Vec::new();
         let mut rest = &datagram[..];
         while rest.len() >= NETLINK_HEADER_BYTES {
@@ -163,6 +176,33 @@ impl Socket {
 
     pub(super) fn set_non_blocking(&self, on: bool) -> Result<()> {
         self.socket.set_non_blocking(on).map_err(|error| Error::system("set up a netlink socket", error))
+    }
+}
+
+/// What the kernel said to a request that it did not carry out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) errno: Errno,
+    /// Its own words, where it has some.
+    pub(super) text: Option<String>,
+}
+
+/// Finds the kernel's own words behind the header of the request that an error repeats:
+///
+/// ```text
+/// | header of the request, 16 bytes | length | type | value, padded to 4 bytes | length | …
+/// ```
+fn text(repeated: &[u8]) -> Option<String> {
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    let mut attributes = repeated.get(NETLINK_HEADER_BYTES..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
+        let kind = u16::from_ne_bytes(*attributes.get(2..)?.first_chunk()?);
+        let value = attributes.get(4..length)?;
+        if kind == NLMSGERR_ATTR_MSG {
+            return Some(String::from_utf8_lossy(value).trim_end_matches(['\0', '.']).to_owned());
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
 }
 
