@@ -73,8 +73,12 @@ impl Objects {
             Event::Listed(pairs) => {
                 let listed: BTreeSet<&Key> = pairs.iter().map(|(key, _)| key).collect();
                 let gone: Vec<Key> = self.keys().filter(|key| !listed.contains(key)).collect();
-                gone.iter().for_each(|key| self.remove(key));
-                pairs.iter().for_each(|(key, value)| self.put(key, value));
+                for key in &gone {
+                    self.remove(key);
+                }
+                for (key, value) in &pairs {
+                    self.put(key, value);
+                }
             }
             Event::Put(key, value) => self.put(&key, &value),
             Event::Deleted(key) => self.remove(&key),

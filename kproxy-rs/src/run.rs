@@ -116,7 +116,9 @@ impl Proxy {
                 self.health.metrics().etcd_connected.set(1);
                 self.health.status().etcd_connected = true;
                 self.has_listed = true; // The first event is the listing.
-                events.into_iter().for_each(|event| self.objects.handle_event(event));
+                for event in events {
+                    self.objects.handle_event(event);
+                }
                 true
             }
             Update::Away(error) => {

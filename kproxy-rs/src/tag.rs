@@ -155,7 +155,7 @@ impl Ids {
         };
         let first = hash(&subject.to_string());
         // Id 0 is left out: a mark of 0 means "nobody's".
-        let candidates = (0..NUMBERS).map(|step| Id((first + step) % NUMBERS | kind)).filter(|id| id.0 != 0);
+        let candidates = (0..NUMBERS).map(|step| Id(((first + step) % NUMBERS) | kind)).filter(|id| id.0 != 0);
         let id = candidates.into_iter().find(|id| !self.taken.contains(id))?;
         self.taken.insert(id);
         self.by_subject.insert(subject.clone(), id);

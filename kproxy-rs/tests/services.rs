@@ -42,7 +42,7 @@ fn ports_and_protocols_of_a_service_are_kept_apart() {
     serve_tcp(lab.pod(1), 8053);
     serve_udp(lab.pod(1), 8053);
     serve_tcp(lab.pod(1), 8080);
-    lab.put("services/specs/shop/dns", json!({"spec": {"clusterIP": VIP, "ports": [
+    lab.put("services/specs/shop/dns", &json!({"spec": {"clusterIP": VIP, "ports": [
         {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}, {"name": "http", "port": 80}]}}));
     let ports = [json!({"name": "dns", "port": 8053, "protocol": "UDP"}), json!({"name": "http", "port": 8080})];
     lab.put_slice("dns", &ports, &[1]);
@@ -67,8 +67,12 @@ fn a_service_without_endpoints_and_a_wrong_port_are_refused_at_once() {
         for to in [format!("{VIP}:81"), "100.64.0.2:80".to_owned()] {
             eventually("it is refused", || is_refused(from, &to));
         }
+    }
+    for from in [lab.pod(2), &lab.outside] {
         assert_eq!(ask_udp(from, "100.64.0.2:80").unwrap_err().kind(), ErrorKind::ConnectionRefused);
     }
+    // What the worker sends itself never becomes a packet: the kernel refuses the system call.
+    assert_eq!(ask_udp(&lab.worker, "100.64.0.2:80").unwrap_err().kind(), ErrorKind::PermissionDenied);
 }
 
 #[test]
@@ -119,7 +123,7 @@ fn a_vip_for_all_protocols_answers_ping_and_every_port() {
     serve_udp(lab.pod(1), 9000);
     lab.put(
         "services/specs/shop/vip",
-        json!({"metadata": {"annotations": {"knetsim.io/all-protocols": "true"}}, "spec": {"clusterIP": VIP}}),
+        &json!({"metadata": {"annotations": {"knetsim.io/all-protocols": "true"}}, "spec": {"clusterIP": VIP}}),
     );
     lab.put_slice("vip", &[], &[1]);
     for from in [lab.pod(2), lab.pod(1), &lab.worker] {
@@ -237,7 +241,7 @@ fn a_poisoned_object_is_named_and_skipped_and_etcd_may_go_away() {
     }
     let mut lab = Lab::new(2);
     serve_tcp(lab.pod(1), 8080);
-    lab.put("services/specs/shop/bad", "{\"spec\": 7}");
+    lab.put("services/specs/shop/bad", &"{\"spec\": 7}");
     lab.serve("web", VIP, &[80], &[1]);
     let to = format!("{VIP}:80");
     eventually("the good Service is served", || ask(lab.pod(2), &to).is_ok());

@@ -5,6 +5,8 @@
 //!                              etcd, kproxy-rs       p1 .1   p2 .2   p3 .3
 //! ```
 
+#![expect(clippy::unwrap_used, reason = "a test ends where its laboratory fails, with the line")]
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
@@ -38,6 +40,14 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = writeln!(std::io::stderr(), "{}\n{}", self.proxy_log(), self.nft("list ruleset"));
+        }
     }
 }
 
@@ -80,6 +90,8 @@ impl Lab {
             ],
         );
         attach(&outside, "10.0.0.9/24", "10.0.0.1");
+        // The worker's own packets are routed before they are translated, so some route must cover the ClusterIPs.
+        apply(&mut netlink, [default_route("10.0.0.9")]);
         worker
             .run(|| {
                 ["net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables"].map(|key| sysctl::set(key, "1").unwrap())
@@ -159,7 +171,7 @@ impl Lab {
     }
 
     /// Writes an object, or any other text, to a key under `/registry/`.
-    pub(crate) fn put(&self, key: &str, value: impl ToString) {
+    pub(crate) fn put(&self, key: &str, value: &impl ToString) {
         let (key, value) = (format!("/registry/{key}"), value.to_string());
         self.etcd_request(|mut client| async move { client.put(key, value, None).await }).unwrap();
     }
@@ -177,7 +189,7 @@ impl Lab {
         };
         self.put(
             &format!("services/specs/shop/{name}"),
-            json!({"apiVersion": "v1", "kind": "Service",
+            &json!({"apiVersion": "v1", "kind": "Service",
             "metadata": {"name": name, "namespace": "shop"}, "spec": {"clusterIP": address, "ports": listed(0)}}),
         );
         self.put_slice(name, &listed(8000), endpoints);
@@ -187,7 +199,7 @@ impl Lab {
     pub(crate) fn put_slice(&self, service: &str, ports: &[Value], endpoints: &[u8]) {
         let endpoints: Vec<Value> =
             endpoints.iter().map(|n| json!({"addresses": [format!("11.0.0.{n}")], "nodeName": "w1"})).collect();
-        self.put(&format!("endpointslices/shop/{service}-1"), json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        self.put(&format!("endpointslices/shop/{service}-1"), &json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {"name": format!("{service}-1"), "namespace": "shop", "labels": {"kubernetes.io/service-name": service}},
             "addressType": "IPv4", "endpoints": endpoints, "ports": ports}));
     }
@@ -262,9 +274,12 @@ pub(crate) fn serve_udp(pod: &NetNs, port: u16) {
 }
 
 /// Connects from a namespace, and waits for an answer no longer than [`PATIENCE`].
+///
+/// The connection itself must not take long: a packet that is sent before its Service is served makes conntrack remember the connection as
+/// not translated, and its repetitions go nowhere. The next attempt, from another port, is a new connection.
 pub(crate) fn connect(from: &NetNs, to: &str) -> std::io::Result<TcpStream> {
     let to: SocketAddrV4 = to.parse().unwrap();
-    let stream = from.run(|| TcpStream::connect_timeout(&SocketAddr::V4(to), PATIENCE)).unwrap()?;
+    let stream = from.run(|| TcpStream::connect_timeout(&SocketAddr::V4(to), 2 * AT_ONCE)).unwrap()?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
@@ -328,7 +343,11 @@ fn attach(host: &NetNs, address: &str, gateway: &str) {
             Op::SetUp { dev: IfName::loopback() },
             Op::AddAddress { dev: eth0.clone(), address: address.parse().unwrap() },
             Op::SetUp { dev: eth0 },
-            Op::AddRoute(Route::to("0.0.0.0/0".parse().unwrap()).via(gateway.parse().unwrap())),
+            default_route(gateway),
         ],
     );
+}
+
+fn default_route(gateway: &str) -> Op {
+    Op::AddRoute(Route::to("0.0.0.0/0".parse().unwrap()).via(gateway.parse().unwrap()))
 }

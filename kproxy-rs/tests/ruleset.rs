@@ -1,0 +1,141 @@
+//! From objects to `nft` text, and to the kernel and back.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use kproxy_rs::apply::{Finding, Kernel};
+use kproxy_rs::diff::replacement;
+use kproxy_rs::objects::{Event, Key, Objects};
+use kproxy_rs::plan::Planner;
+use kproxy_rs::service::ServiceName;
+use kproxy_rs::table::Layout;
+use serde_json::{Value, json};
+
+/// Objects and the plan that follows them, as in the proxy's loop.
+struct Worker {
+    objects: Objects,
+    planner: Planner,
+}
+
+impl Worker {
+    fn new() -> Self {
+        Self { objects: Objects::default(), planner: Planner::new("w1") }
+    }
+
+    fn put_service(&mut self, name: &str, object: &Value) {
+        let key = Key::Service(ServiceName::new("shop", name));
+        self.objects.handle_event(Event::Put(key, object.to_string().into_bytes()));
+    }
+
+    fn put_slice(&mut self, service: &str, addresses: &[&str], ports: &Value) {
+        let endpoints: Vec<Value> =
+            addresses.iter().map(|address| json!({"addresses": [address], "nodeName": "w1"})).collect();
+        let object = json!({"metadata": {"labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4",
+            "endpoints": endpoints, "ports": ports});
+        let key = Key::Slice { namespace: "shop".to_owned(), name: format!("{service}-1") };
+        self.objects.handle_event(Event::Put(key, object.to_string().into_bytes()));
+    }
+
+    fn delete_service(&mut self, name: &str) {
+        self.objects.handle_event(Event::Deleted(Key::Service(ServiceName::new("shop", name))));
+    }
+
+    fn plan(&mut self) {
+        for name in self.objects.take_dirty() {
+            self.planner.update(&name, self.objects.service(&name), self.objects.slices(&name));
+        }
+    }
+
+    /// A Service of two ports with two endpoints, one without endpoints, and a VIP for all protocols.
+    fn example() -> Self {
+        let mut worker = Self::new();
+        let ports = json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
+        worker.put_service("web", &json!({"spec": {"clusterIP": "100.64.0.1", "ports": ports}}));
+        let ports = json!([{"name": "http", "port": 8080}, {"name": "dns", "port": 8053, "protocol": "UDP"}]);
+        worker.put_slice("web", &["11.10.0.2", "11.10.0.3"], &ports);
+        worker.put_service("empty", &json!({"spec": {"clusterIP": "100.64.0.2", "ports": [{"port": 80}]}}));
+        let annotations = json!({"knetsim.io/all-protocols": "true"});
+        worker.put_service(
+            "vip",
+            &json!({"metadata": {"annotations": annotations}, "spec": {"clusterIP": "100.64.10.1"}}),
+        );
+        worker.put_slice("vip", &["11.10.0.2", "11.10.0.4"], &json!([]));
+        worker.plan();
+        worker
+    }
+}
+
+fn layout() -> Layout {
+    Layout::new(&[Ipv4Net::new_assert(Ipv4Addr::new(11, 0, 0, 0), 8)], 14)
+}
+
+#[test]
+fn the_whole_table_is_one_batch() {
+    let worker = Worker::example();
+    insta::assert_snapshot!(replacement(&layout(), worker.planner.entries()));
+}
+
+#[test]
+fn an_endpoint_that_joins_changes_slots_class_and_tag_in_one_batch() {
+    let mut worker = Worker::example();
+    worker.planner.take_change();
+    worker.put_slice("vip", &["11.10.0.2", "11.10.0.4", "11.10.0.5"], &json!([]));
+    worker.plan();
+    insta::assert_snapshot!(worker.planner.take_change().batch(&layout()));
+}
+
+#[test]
+fn an_endpoint_that_is_replaced_changes_its_slot_alone() {
+    let mut worker = Worker::example();
+    worker.planner.take_change();
+    worker.put_slice("vip", &["11.10.0.2", "11.10.0.3"], &json!([]));
+    worker.plan();
+    insta::assert_snapshot!(worker.planner.take_change().batch(&layout()));
+}
+
+#[test]
+fn the_kernel_has_after_many_changes_what_a_new_plan_would_write() {
+    if !linux_net::testing::enter_sandbox() {
+        return;
+    }
+    let mut worker = Worker::new();
+    let mut kernel = Kernel::open(layout()).unwrap();
+    kernel.replace(worker.planner.entries()).unwrap();
+    worker.planner.take_change();
+    // Fixed pseudo-random numbers, so that a failure can be repeated. Source: Knuth, TAOCP 2, 3.3.4.
+    let mut state: u64 = 1;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let addresses = ["11.10.0.2", "11.10.0.3", "11.10.0.4", "11.10.0.5", "11.10.0.6"];
+    for step in 0..300 {
+        let number = random(8);
+        let name = format!("s{number}");
+        match random(5) {
+            0 => worker.delete_service(&name),
+            1 => {
+                let annotations = json!({"knetsim.io/all-protocols": if random(2) == 0 { "true" } else { "false" }});
+                let spec =
+                    json!({"clusterIP": format!("100.64.0.{}", 1 + number), "ports": [{"port": 80 + random(2)}]});
+                worker.put_service(&name, &json!({"metadata": {"annotations": annotations}, "spec": spec}));
+            }
+            _ => {
+                let from = random(addresses.len());
+                let to = from + random(addresses.len() - from + 1);
+                worker.put_slice(&name, &addresses[from..to], &json!([{"port": 8080}]));
+            }
+        }
+        worker.plan();
+        let change = worker.planner.take_change();
+        if !change.is_empty() {
+            kernel.change(&change).unwrap();
+        }
+        if step % 20 == 0 {
+            // Another program's commit makes the inspection read everything.
+            let other = std::process::Command::new("nft").arg(format!("add table ip t{step}")).status().unwrap();
+            assert!(other.success());
+            assert_eq!(kernel.inspect(worker.planner.entries()).unwrap(), Finding::Intact, "after step {step}");
+        }
+    }
+}
