@@ -8,7 +8,13 @@ use nix::{
     unistd::{Pid, getegid, geteuid},
 };
 
-use crate::error::{Error, Result};
+use std::path::Path;
+
+use crate::{
+    error::{Error, Result},
+    name::IfName,
+    netlink::{Netlink, Op},
+};
 
 /// Which namespaces [`unshare`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +108,30 @@ pub fn enter(pid: Pid) -> Result<()> {
         return Ok(());
     }
     sched::setns(process, flags).map_err(failed)
+}
+
+/// Moves the calling process, which must have one thread only, to where whatever it makes leaves nothing behind: fresh user, mount and network
+/// namespaces, an empty `/run`, and a loopback device that is up. Root does without a user namespace where those are forbidden.
+///
+/// # Errors
+///
+/// As [`unshare`] and [`mount::tmpfs`].
+pub fn isolate() -> Result<()> {
+    let namespaces = Namespaces { user: true, mount: true, net: true, pid: false, uts: false };
+    match unshare(namespaces) {
+        Err(_) if geteuid().is_root() => unshare(Namespaces { user: false, ..namespaces })?,
+        result => result?,
+    }
+    furnish()
+}
+
+/// Prepares fresh mount and network namespaces: nothing mounted from here on shows outside, `/run` is empty, `lo` is up.
+pub(crate) fn furnish() -> Result<()> {
+    let run = Path::new("/run");
+    mount::make_all_private()?;
+    mount::tmpfs(run)?;
+    mount::make_shared(run)?;
+    Netlink::open()?.apply(&Op::SetUp { dev: IfName::loopback() })
 }
 
 fn write(path: &str, text: &str) -> Result<()> {

@@ -2,13 +2,14 @@
 
 use std::{
     io::Read,
-    path::Path,
     process::{Command, Stdio},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use crate::{IfName, Netlink, Op, error::Result, sandbox::mount};
+use nix::unistd::geteuid;
+
+use crate::{process::CommandNamespaceExt, sandbox};
 
 /// Set in the child.
 const INSIDE: &str = "LINUX_NET_TEST_SANDBOX";
@@ -37,20 +38,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 #[must_use]
 pub fn enter_sandbox() -> bool {
     if std::env::var_os(INSIDE).is_some() {
-        prepare().expect("the sandbox of a test can be prepared");
+        sandbox::furnish().expect("the sandbox of a test can be prepared");
         return true;
     }
     // The test harness names the thread of a test after the test.
     let name = std::thread::current().name().expect("a test runs on a thread that bears its name").to_owned();
     let test = std::env::current_exe().expect("a test has a program");
     let mut child = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(namespaces())
         .arg(test)
         .args([&name, "--exact", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .die_with_parent()
         .spawn()
         .expect("unshare(1), of the package util-linux, can be started");
     let stdout = collect(child.stdout.take());
@@ -76,13 +78,14 @@ pub fn enter_sandbox() -> bool {
     }
 }
 
-/// In the child: an empty, shared `/run`, and a loopback device that is up.
-fn prepare() -> Result<()> {
-    let run = Path::new("/run");
-    mount::make_all_private()?;
-    mount::tmpfs(run)?;
-    mount::make_shared(run)?;
-    Netlink::open()?.apply(&Op::SetUp { dev: IfName::loopback() })
+/// The arguments of unshare(1). Root does without a user namespace where those are forbidden.
+fn namespaces() -> Vec<&'static str> {
+    let user = ["--user", "--map-root-user"];
+    let rest = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let mut try_user = Command::new("unshare");
+    let allowed = try_user.args(user).arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    let needs_no_user = geteuid().is_root() && !allowed;
+    user.into_iter().filter(|_| !needs_no_user).chain(rest).collect()
 }
 
 fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
