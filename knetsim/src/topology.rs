@@ -259,10 +259,11 @@ mod tests {
         lab.clusters.truncate(1);
         lab.clusters[0].workers.truncate(1);
         let here = NetNs::current().unwrap();
+        let this_process = format!("/proc/{}/ns/net", std::process::id());
         let plan = plan(&lab, |_| Ok(here.clone())).unwrap();
         let mut text = String::new();
         for op in &plan.bridges {
-            text.push_str(&format!("{op}\n").replace(here.name(), "NETNS"));
+            text.push_str(&format!("{op}\n").replace(&this_process, "NETNS"));
         }
         for (name, ops) in &plan.nodes {
             for op in ops {

@@ -21,7 +21,7 @@ use serde_json::Value;
 /// How long a lab may take to boot on a loaded machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long one line of the prompt may take.
-const LINE_TIMEOUT: Duration = Duration::from_secs(60);
+const LINE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A program of the workspace.
 ///

@@ -145,6 +145,24 @@ fn an_impossible_lab_is_refused_with_its_place() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_failing_start_names_the_step_and_the_node_and_shows_the_log() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let conf = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf");
+    let file = directory.path().join("lab.toml");
+    std::fs::copy(conf.join("lab.toml"), &file)?;
+    // The lab itself cannot know that no agent accepts this.
+    let config = r#"{"Network": "11.0.0.0/8", "SubnetLen": 31, "Backend": {"Type": "vxlan"}}"#;
+    std::fs::write(directory.path().join("flannel-network-config.json"), config)?;
+    let output = up(&["--lab", file.to_str().context("a path in UTF-8")?, "-c", "nodes"])?;
+    assert!(!output.status.success());
+    for expected in ["step \"overlay\" failed", "C0w1 flannel", "last lines of", "SubnetLen"] {
+        assert!(output.stderr.contains(expected), "{expected} is missing\n{output}");
+    }
+    assert!(!output.stdout.contains("available nodes"), "{output}");
+    Ok(())
+}
+
+#[test]
 fn another_lab_boots_with_its_own_names_services_and_rates() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("small.toml");

@@ -7,7 +7,8 @@ const OURS: [&str; 8] =
 
 fn manifest(name: &str) -> toml::Table {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("Cargo.toml");
-    std::fs::read_to_string(&path).unwrap().parse().unwrap()
+    let text = std::fs::read_to_string(&path).expect("every crate has a manifest");
+    text.parse().expect("cargo has read the manifest")
 }
 
 fn uses(name: &str, section: &str) -> BTreeSet<String> {

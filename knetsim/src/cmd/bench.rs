@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::{
     cli::{BenchArgs, BenchTopologyArgs},
+    labdir::LabDir,
     prompt::execute::print,
     sandbox,
 };
@@ -91,9 +92,10 @@ fn boot(memory: &mut Vec<Vec<(String, u32)>>) -> anyhow::Result<f64> {
     let line = "sh echo UP; for p in /proc/[0-9]*; do \
                 pss=$(awk '/^Pss:/ {print $2}' $p/smaps_rollup 2>/dev/null); \
                 [ -n \"$pss\" ] && echo $(cat $p/comm) $pss; done";
+    let directory = LabDir::new(&format!("bench-{}", std::process::id()))?;
     let began = Instant::now();
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["up", "--name", &format!("bench-{}", std::process::id()), "-c", line])
+        .args(["up", "--name", directory.name(), "-c", line])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -105,15 +107,19 @@ fn boot(memory: &mut Vec<Vec<(String, u32)>>) -> anyhow::Result<f64> {
     for line in lines {
         let line = line?;
         let Some((program, kilobytes)) = line.rsplit_once(' ') else { continue };
-        let kilobytes: u32 = kilobytes.parse().unwrap_or(0);
-        let group = if program == "etcd" { "memory: etcd" } else { "memory: all beside etcd" };
         // The shell that counts is no part of the lab.
-        if !matches!(program, "sh" | "awk" | "cat") {
-            *totals.entry(group.to_owned()).or_default() += kilobytes;
-            *totals.entry(format!("memory:   {program}")).or_default() += kilobytes;
+        if matches!(program, "sh" | "awk" | "cat") {
+            continue;
+        }
+        let kilobytes: u32 = kilobytes.parse().unwrap_or(0);
+        *totals.entry(format!("memory: {program}")).or_default() += kilobytes;
+        if program != "etcd" {
+            *totals.entry("memory: together, beside etcd".to_owned()).or_default() += kilobytes;
         }
     }
     let output = child.wait_with_output()?;
+    // What went wrong stands in its standard error; the directory would only stay behind.
+    let _ = std::fs::remove_dir_all(directory.path());
     let Some(up) = up else {
         bail!("the lab did not boot:\n{}", String::from_utf8_lossy(&output.stderr));
     };
