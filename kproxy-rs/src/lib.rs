@@ -1,8 +1,8 @@
 //! The service proxy of a worker: makes the ClusterIPs of Services lead to their endpoints.
 //!
-//! A Service has an address that no machine has. Pods send to it all the same, and the worker that a packet starts on rewrites its
-//! destination to one of the Service's endpoints before it looks for a route. The kernel does the rewriting, by one nftables table;
-//! this daemon only keeps the table right. When it ends, the table goes on to serve.
+//! A Service has an address that no machine has. Pods send to it all the same, and the worker that a packet starts on
+//! rewrites its destination to one of the Service's endpoints before it looks for a route. The kernel does the
+//! rewriting, by one nftables table; this daemon only keeps the table right. When it ends, the table goes on to serve.
 //!
 //! ```text
 //!        etcd                                   this process                                     kernel
@@ -39,61 +39,73 @@
 //!
 //! # The life of a packet
 //!
-//! Pod 11.10.0.5 connects to 100.64.11.1:8000, a Service with the endpoints 11.10.0.7:80 (on this worker) and 11.11.0.9:80.
+//! Pod 11.10.0.5 connects to 100.64.11.1:8000, a Service with the endpoints 11.10.0.7:80 (on this worker) and
+//! 11.11.0.9:80.
 //!
-//! 1. The SYN leaves the pod for its gateway, the bridge `cni0`. The bridge hands even frames that it only forwards to the IP hooks
-//!    (`bridge-nf-call-iptables`), and this one is for the worker itself; so it comes to `pre`. A packet of the worker's own
-//!    processes comes to `out` instead, the same way from there on.
-//! 2. Chains of type *nat* see the first packet of a connection only. `services` looks up address, protocol and port in `front` and writes the
-//!    tag 0x002xxxxx into the conntrack mark: two slots, and the id. An address and port in no map fall through to `vips`: a wrong port of a
-//!    live ClusterIP is refused. Whatever remains is none of our business.
+//! 1. The SYN leaves the pod for its gateway, the bridge `cni0`, and comes to `pre`. Were the destination another pod,
+//!    the bridge would only forward the frame; that it shows even such frames to the IP hooks
+//!    (`net.bridge.bridge-nf-call-iptables`) is what lets the reply of a neighbor pod be translated back. A packet of
+//!    the worker's own processes comes to `out` instead, and from there on goes the same way. It has been routed
+//!    before, so some route must cover the ClusterIPs: on a node, the default route does.
+//! 2. Chains of type *nat* see the first packet of a connection only. `services` looks up address, protocol and port in
+//!    `front` and writes the tag 0x002xxxxx into the conntrack mark: two slots, and the id. An address and port in no
+//!    map fall through to `vips`: a wrong port of a live ClusterIP is refused. Whatever remains is none of our
+//!    business.
 //! 3. `dispatch` looks at the source: 11.10.0.5 is a pod, so it stays. A client from elsewhere is marked, because the
 //!    endpoint would answer it by a way that does not lead through this worker, where the translation is known.
-//! 4. Its one `vmap` goes to `lb-2`, which all Services with two endpoints share. That chain draws 0 or 1, asks `eps` for the
-//!    endpoint in this slot, and translates the destination, say to 11.11.0.9:80. The mark keeps the id alone:
+//! 4. Its one `vmap` goes to `lb-2`, which all Services with two endpoints share. That chain draws 0 or 1, asks `eps`
+//!    for the endpoint in this slot, and translates the destination, say to 11.11.0.9:80. The mark keeps the id alone:
 //!    `conntrack -L -m ID` lists the connections of one Service.
 //! 5. Now the kernel routes: to `flannel.100`, or back through the bridge to a neighbor pod.
-//! 6. `post` masquerades nothing here, so the endpoint sees the pod's own address. There are two exceptions: the marked ones of step 3; and the pod
-//!    that was sent to itself. Its packet would come back with its own address as the source, which it would take for forged. (The bridge must also send a frame
-//!    out of the port it came in by: `hairpinMode` of the CNI plugin.)
-//! 7. The reply comes back to this worker, since that is where the client lives. conntrack knows the connection and puts 100.64.11.1:8000 back as its
-//!    source. No rule of ours sees it, nor any later packet: 100,000 Services cost a connection two lookups, and its packets none.
+//! 6. `post` masquerades nothing here, so the endpoint sees the pod's own address. There are two exceptions: the marked
+//!    ones of step 3; and the pod that was sent to itself. Its packet would come back with its own address as the
+//!    source, which it would take for forged. (The bridge must also send a frame out of the port it came in by:
+//!    `hairpinMode` of the CNI plugin.)
+//! 7. The reply comes back to this worker, since that is where the client lives. conntrack knows the connection and
+//!    puts 100.64.11.1:8000 back as its source. No rule of ours sees it, nor any later packet: whatever the
+//!    number of Services, a connection costs a handful of lookups, and its packets none.
 //!
-//! A Service without endpoints has a tag too, of the class "refuse": the client hears so at once instead of waiting. This happens in the nat hook,
-//! before the connection is confirmed, so conntrack keeps no trace that could swallow the packets of a client that tries again.
+//! A Service without endpoints has a tag too, of the class "refuse": the client hears so at once instead of waiting.
+//! This happens in the nat hook, before the connection is confirmed, so conntrack keeps no trace that could swallow the
+//! packets of a client that tries again.
 //!
 //! ICMP has no port, so no `front` key can match an echo request. A VIP for all protocols
-//! ([`service::ALL_PROTOCOLS_ANNOTATION`]) stands in `any`, which has the address alone as its key, and which `services` asks when `front` knows nothing.
-//! The endpoint is drawn for the first packet. So each `ping` process, which is one flow, keeps its endpoint, and the
-//! next one draws anew: if one of two static endpoints is dead, every second attempt fails.
+//! ([`service::ALL_PROTOCOLS_ANNOTATION`]) stands in `any`, which has the address alone as its key, and which
+//! `services` asks when `front` knows nothing. The endpoint is drawn for the first packet. So each `ping` process,
+//! which is one flow, keeps its endpoint, and the next one draws anew: if one of two static endpoints is dead, every
+//! second attempt fails.
 //!
 //! # Why these maps
 //!
 //! - *Data, not rules.* kube-proxy has a chain per Service and per endpoint and, in each, an anonymous map. Their
-//!   number is what a transaction costs: with 10,000 Services of two endpoints each, that shape took `nft` 34 s to load on two cores, and
-//!   adding one Service some 200 ms. Here a Service is a handful of map elements; the same 10,000 take less than a tenth of a second, one more a fraction
-//!   of a millisecond.
-//! - *`class`, not a rule per Service.* A random number below N needs N as a literal in a rule, so there must be a chain for each N;
-//!   there are as many as there are different numbers of endpoints, not as there are Services.
-//! - *Two lookups, not one.* nftables can look up a key made of packet fields, or of a register, but its text has no lookup of
-//!   a lookup. The conntrack mark between the two is what keeps the ruleset printable, and it labels the connection for free.
-//! - *`drop` at the end of `lb-N`.* If a slot were missing, a packet would otherwise leave with the VIP on it, and conntrack would remember it so.
+//!   number is what a transaction costs: with 10,000 Services of two endpoints each, that shape took `nft` 34 s to load
+//!   on two cores, and adding one Service some 200 ms. Here a Service is a handful of map elements; the same 10,000
+//!   take a fifth of a second, one more a fraction of a millisecond (`examples/load.rs`).
+//! - *`class`, not a rule per Service.* A random number below N needs N as a literal in a rule, so there must be a
+//!   chain for each N; there are as many as there are different numbers of endpoints, not as there are Services.
+//! - *Two lookups, not one.* nftables can look up a key made of packet fields, or of a register, but its text has no
+//!   lookup of a lookup. The conntrack mark between the two is what keeps the ruleset printable, and it labels the
+//!   connection for free.
+//! - *`drop` at the end of `lb-N`.* If a slot were missing, a packet would otherwise leave with the VIP on it, and
+//!   conntrack would remember it so.
 //!
 //! # Restart, and other hands
 //!
-//! At start the table of the former run serves on until etcd has told everything. Then one batch deletes and
-//! creates it: a packet meets the old one or the new one. Connections live in conntrack and notice nothing. Ids are hashes of names, so
-//! they are the same as before ([`tag::Ids`]). If somebody else commits to nftables, the table is read back and, if it is not as we left it,
-//! written anew ([`apply`]).
+//! At start the table of the former run serves on until etcd has told everything. Then one batch deletes and creates
+//! it: a packet meets the old one or the new one. Connections live in conntrack and notice nothing. Ids are hashes of
+//! names, so they are the same as before ([`tag::Ids`]). If somebody else commits to nftables, the table is read back
+//! and, if it is not as we left it, written anew ([`apply`]).
 //!
 //! # What kube-proxy does that this leaves out
 //!
-//! `NodePort`, `ExternalIPs`, load-balancer addresses and source ranges (of such Services the ClusterIP is served), session affinity, topology hints,
-//! `healthCheckNodePort`, the unallocated part of the Service range, IPv6, detection of local clients by other means than their CIDR, and the removal of conntrack entries of
-//! UDP endpoints that have gone: a client that keeps sending from one port keeps its old endpoint. More than 254
-//! endpoints of one port are cut. Sysctls are the business of whoever sets up the worker.
+//! `NodePort`, `ExternalIPs`, load-balancer addresses and source ranges (of such Services the ClusterIP is served),
+//! session affinity, topology hints, `healthCheckNodePort`, the unallocated part of the Service range, IPv6, detection
+//! of local clients by other means than their CIDR, and the removal of conntrack entries of UDP endpoints that have
+//! gone: a client that keeps sending from one port keeps its old endpoint, or none, if it began before the Service was
+//! there. More than 254 endpoints of one port are cut. Sysctls are the business of whoever sets up the worker.
 //!
-//! Source: Kubernetes `pkg/proxy/nftables` and KEP-3866 for what a Service promises; Linux `net/netfilter/nf_tables_api.c` for what a batch is.
+//! Source: Kubernetes `pkg/proxy/nftables` and KEP-3866 for what a Service promises; Linux
+//! `net/netfilter/nf_tables_api.c` for what a batch is.
 
 pub mod service;
 

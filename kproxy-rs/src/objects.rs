@@ -1,7 +1,8 @@
 //! The objects: all Services and EndpointSlices that etcd has, as far as they can be used.
 //!
-//! A poisoned object, one that cannot be read, counts as absent and is named in the log; the others are not touched by it. That
-//! makes the table a function of what stands in etcd now: a proxy that has just started decides as one that has run for a year.
+//! A poisoned object, one that cannot be read, counts as absent and is named in the log; the others are not touched by
+//! it. That makes the table a function of what stands in etcd now: a proxy that has just started decides as one that
+//! has run for a year.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,8 +1,8 @@
 //! The plan: which entries the table must have, given Services and their endpoints.
 //!
-//! The [`Planner`] keeps the desired ruleset as a whole, but thinks about one Service at a time: its entries depend on itself and its
-//! slices alone. What several Services share (a class, an endpoint that hairpins) is counted, and is there while anyone holds
-//! it. So a change among ten thousand Services costs what that one Service costs.
+//! The [`Planner`] keeps the desired ruleset as a whole, but thinks about one Service at a time: its entries depend on
+//! itself and its slices alone. What several Services share (a class, an endpoint that hairpins) is counted, and is
+//! there while anyone holds it. So a change among ten thousand Services costs what that one Service costs.
 //!
 //! No socket, no clock, no file: objects in, a [`Change`] out.
 

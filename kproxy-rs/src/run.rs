@@ -5,7 +5,8 @@
 //!                   (task)     which?      what?       batch      commit
 //! ```
 //!
-//! A lone change is committed at once. Under a burst, commits keep [`COMMIT_PAUSE`] apart and each takes all that has come in since.
+//! A lone change is committed at once. Under a burst, commits keep `COMMIT_PAUSE` apart and each takes all that has
+//! come in since.
 
 use std::future::Future;
 use std::time::Duration;

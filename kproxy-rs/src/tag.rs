@@ -8,11 +8,12 @@
 //!                                 |<--------------- id ----------------->|
 //! ```
 //!
-//! - *id* says whose connection it is. It stays in the mark for the life of the flow, so `conntrack -L` shows it; every other bit is
-//!   cleared once it has done its work. Bit 19, *a*, is part of the id: set for the ids of VIPs that take all protocols.
+//! - *id* says whose connection it is. It stays in the mark for the life of the flow, so `conntrack -L` shows it; every
+//!   other bit is cleared once it has done its work. Bit 19, *a*, is part of the id: set for the ids of VIPs that take
+//!   all protocols.
 //! - *slots* says over how many endpoints to spread: 1 to 254; 0 is "drop", 255 is "refuse".
-//! - e (external), m (masquerade always), l (policy Local), s (sticky) are kept free for `NodePorts`, load balancers and session
-//!   affinity, which the table does not have yet.
+//! - e (external), m (masquerade always), l (policy Local), s (sticky) are kept free for `NodePorts`, load balancers
+//!   and session affinity, which the table does not have yet.
 //!
 //! *slots* and *a* together are the [`Class`]: what the one dispatch rule branches on.
 

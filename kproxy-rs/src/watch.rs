@@ -1,8 +1,8 @@
 //! Follows the objects in etcd across every interruption.
 //!
-//! etcd numbers its writes: *revisions*. A listing at revision 41 and a watch from 42 on miss nothing. When the connection breaks,
-//! each watch goes on behind the last revision it has seen. Two things make that impossible, and both end in a new listing, from which the receiver finds the
-//! difference by itself:
+//! etcd numbers its writes: *revisions*. A listing at revision 41 and a watch from 42 on miss nothing. When the
+//! connection breaks, each watch goes on behind the last revision it has seen. Two things make that impossible, and
+//! both end in a new listing, from which the receiver finds the difference by itself:
 //!
 //! - *compaction*: etcd has thrown away the revisions we would need;
 //! - *going back in time*: etcd was restored from a snapshot, and our revision lies in its future.

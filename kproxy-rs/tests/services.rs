@@ -257,3 +257,24 @@ fn a_poisoned_object_is_named_and_skipped_and_etcd_may_go_away() {
     eventually("changes are followed again", || ask(lab.pod(2), "100.64.0.2:80").is_ok());
     assert!(lab.http(10256, "/healthz").unwrap().starts_with("HTTP/1.1 200"));
 }
+
+#[test]
+fn what_etcd_has_forgotten_is_found_by_listing_anew() {
+    if !linux_net::testing::enter_sandbox() {
+        return;
+    }
+    let mut lab = Lab::new(2);
+    serve_tcp(lab.pod(1), 8080);
+    lab.serve("web", VIP, &[80], &[1]);
+    eventually("the Service is served", || ask(lab.pod(2), &format!("{VIP}:80")).is_ok());
+    lab.while_proxy_sleeps(|lab| {
+        lab.stop_etcd();
+        lab.start_etcd();
+        lab.delete("services/specs/shop/web");
+        lab.serve("late", "100.64.0.2", &[80], &[1]);
+        lab.compact();
+    });
+    eventually("the new Service is served", || ask(lab.pod(2), "100.64.0.2:80").is_ok());
+    assert!(!lab.nft("list table ip kproxy").contains(VIP));
+    assert!(lab.proxy_log().contains("etcd has compacted what we missed"), "{}", lab.proxy_log());
+}

@@ -145,10 +145,31 @@ impl Lab {
 
     /// Asks the proxy to end and returns whether it did so without an error.
     pub(crate) fn terminate_proxy(&mut self) -> bool {
-        let Some(mut process) = self.proxy.take() else { return false };
-        let pid = process.0.id().to_string();
-        Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-        process.0.wait().unwrap().success()
+        self.signal_proxy("-TERM");
+        self.proxy.take().unwrap().0.wait().unwrap().success()
+    }
+
+    /// Lets the proxy sleep while `f` runs, so that it misses whatever happens.
+    pub(crate) fn while_proxy_sleeps(&mut self, f: impl FnOnce(&mut Self)) {
+        self.signal_proxy("-STOP");
+        f(self);
+        self.signal_proxy("-CONT");
+    }
+
+    fn signal_proxy(&self, signal: &str) {
+        let pid = self.proxy.as_ref().unwrap().0.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Makes etcd forget all but the last revision.
+    pub(crate) fn compact(&self) {
+        let revision = self
+            .etcd_request(|mut client| async move { client.put("up", "", None).await })
+            .unwrap()
+            .header()
+            .unwrap()
+            .revision();
+        self.etcd_request(|mut client| async move { client.compact(revision, None).await }).unwrap();
     }
 
     /// Runs `kproxy-rs cleanup`.
