@@ -68,12 +68,16 @@ fn a_restarted_worker_keeps_subnet_and_mac_and_sweeps_what_is_stale() {
     let w2 = lab.start_ready(2, &[]);
     let w1 = lab.start_ready(1, &[]);
     let (subnet, mac, lease) = (w1.subnet(), w1.mac(), lab.etcd.lease_id(&w1.subnet()));
-    // What a crashed run may leave: a peer that vanished while nobody looked, and an FDB entry of a peer's former MAC.
-    w1.run("ip route add 11.77.0.0/20 via 11.77.0.0 dev flannel.100 onlink proto 70");
-    w1.run("ip neigh add 11.77.0.0 lladdr 02:00:00:00:00:77 dev flannel.100 nud permanent");
-    w1.run("bridge fdb append 02:00:00:00:00:77 dev flannel.100 dst 10.9.0.77");
-    w1.run("ip route add blackhole 11.88.0.0/20 proto 99");
     drop(w1); // kill -9
+    // What a crashed run may leave: a peer that vanished while nobody looked, and an FDB entry of a peer's former MAC.
+    for planted in [
+        "ip route add 11.77.0.0/20 via 11.77.0.0 dev flannel.100 onlink proto 70",
+        "ip neigh add 11.77.0.0 lladdr 02:00:00:00:00:77 dev flannel.100 nud permanent",
+        "bridge fdb append 02:00:00:00:00:77 dev flannel.100 dst 10.9.0.77",
+        "ip route add blackhole 11.88.0.0/20 proto 99",
+    ] {
+        support::lab::run_in(1, planted).unwrap();
+    }
 
     let monitor = RouteMonitor::start(1);
     let w1 = lab.restart_ready(1, &[]);

@@ -134,9 +134,11 @@ impl Agent {
 
     /// The neighbour, FDB entry and route that lead to `peer`, as iproute2 shows them: how many of the three are there.
     pub fn entries_towards(&self, peer_base: &str, peer_mac: &str, peer_ip: &str) -> usize {
-        let neighbours = self.run("ip neigh show dev flannel.100");
-        let fdb = self.run("bridge fdb show dev flannel.100");
-        let routes = self.run("ip route show dev flannel.100");
+        // While there is no device there are no entries.
+        let show = |command: &str| run_in(self.n, command).unwrap_or_default();
+        let neighbours = show("ip neigh show dev flannel.100");
+        let fdb = show("bridge fdb show dev flannel.100");
+        let routes = show("ip route show dev flannel.100");
         let has = |text: &str, start: String, end: &str| {
             text.lines().any(|line| line.starts_with(&start) && line.contains(end))
         };
