@@ -16,7 +16,7 @@ fn main() -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     let table = Table::new(Family::Ip, "example");
     let address = || Spec::types([Type::Ipv4Addr]);
-    let clients = Set::map(&table, "clients", address(), address()).dynamic(65536, Some(Duration::from_secs(3 * 3600)));
+    let clients = Set::map(&table, "clients", address(), address()).dynamic(65536, Some(Duration::from_hours(3)));
     let hook = Hook {
         kind: ChainKind::Filter,
         at: HookPoint::Postrouting,

@@ -162,7 +162,7 @@ impl Netlink {
     pub fn link(&mut self, name: &IfName) -> Result<Option<Link>> {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::IfName(name.to_string()));
-        let answer = match self.socket.request(RouteNetlinkMessage::GetLink(request), 0) {
+        let answer = match self.socket.request(&RouteNetlinkMessage::GetLink(request), 0) {
             Err(Errno::ENODEV) => return Ok(None),
             other => other.map_err(|errno| listing("ip link show", errno))?,
         };
@@ -179,7 +179,7 @@ impl Netlink {
     /// When the kernel refuses, or what it says cannot be read.
     pub fn addresses(&mut self) -> Result<Vec<Address>> {
         let names = self.names()?;
-        let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), "ip addr show")?;
+        let messages = self.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), "ip addr show")?;
         let mut addresses: Vec<Address> = messages
             .iter()
             .filter_map(|message| match message {
@@ -202,7 +202,7 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
             request.header.address_family = family;
-            for message in self.dump(RouteNetlinkMessage::GetRoute(request), "ip route show table all")? {
+            for message in self.dump(&RouteNetlinkMessage::GetRoute(request), "ip route show table all")? {
                 if let RouteNetlinkMessage::NewRoute(message) = message {
                     routes.extend(decode::route(&message, &names));
                 }
@@ -223,7 +223,7 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = NeighbourMessage::default();
             request.header.family = family;
-            for message in self.dump(RouteNetlinkMessage::GetNeighbour(request), "ip neigh show")? {
+            for message in self.dump(&RouteNetlinkMessage::GetNeighbour(request), "ip neigh show")? {
                 if let RouteNetlinkMessage::NewNeighbour(message) = message {
                     neighbours.extend(decode::neighbour(&message, &names).filter(|neighbour| neighbour.dev == *dev));
                 }
@@ -242,7 +242,7 @@ impl Netlink {
         let names = self.names()?;
         let mut request = NeighbourMessage::default();
         request.header.family = AddressFamily::Bridge;
-        let messages = self.dump(RouteNetlinkMessage::GetNeighbour(request), "bridge fdb show")?;
+        let messages = self.dump(&RouteNetlinkMessage::GetNeighbour(request), "bridge fdb show")?;
         let mut entries: Vec<FdbEntry> = messages
             .iter()
             .filter_map(|message| match message {
@@ -261,10 +261,10 @@ impl Netlink {
 
     fn link_messages(&mut self) -> Result<Vec<LinkMessage>> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        Ok(self.dump(request, "ip link show")?.into_iter().filter_map(new_link).collect())
+        Ok(self.dump(&request, "ip link show")?.into_iter().filter_map(new_link).collect())
     }
 
-    fn dump(&mut self, request: RouteNetlinkMessage, command: &str) -> Result<Vec<RouteNetlinkMessage>> {
+    fn dump(&mut self, request: &RouteNetlinkMessage, command: &str) -> Result<Vec<RouteNetlinkMessage>> {
         self.socket.request(request, NLM_F_DUMP).map_err(|errno| listing(command, errno))
     }
 }

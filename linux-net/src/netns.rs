@@ -67,7 +67,7 @@ impl NetNs {
     ///
     /// # Errors
     ///
-    /// [`Error::is_exists`](crate::Error::is_exists) when the name is taken; [`Error::Invalid`](crate::Error::Invalid) when it cannot be a file
+    /// [`Error::is_exists`] when the name is taken; [`Error::Invalid`] when it cannot be a file
     /// name; a permission error without `CAP_SYS_ADMIN`.
     pub fn create(name: &str) -> Result<Self> {
         let path = path_of(name)?;
@@ -96,7 +96,7 @@ impl NetNs {
     ///
     /// # Errors
     ///
-    /// [`Error::is_not_found`](crate::Error::is_not_found) when there is none of that name.
+    /// [`Error::is_not_found`] when there is none of that name.
     pub fn open(name: &str) -> Result<Self> {
         let path = path_of(name)?;
         Self::open_file(&path, name, name)
@@ -106,7 +106,7 @@ impl NetNs {
     ///
     /// # Errors
     ///
-    /// [`Error::is_not_found`](crate::Error::is_not_found) when nothing is there, [`Error::Invalid`](crate::Error::Invalid) when it is not a network namespace.
+    /// [`Error::is_not_found`] when nothing is there, [`Error::Invalid`] when it is not a network namespace.
     pub fn open_path(path: &Path) -> Result<Self> {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         let in_directory = path.parent().is_some_and(|parent| parent == Path::new(DIRECTORY));
@@ -127,7 +127,7 @@ impl NetNs {
     ///
     /// # Errors
     ///
-    /// [`Error::is_not_found`](crate::Error::is_not_found) when there is none of that name.
+    /// [`Error::is_not_found`] when there is none of that name.
     pub fn delete(name: &str) -> Result<()> {
         let path = path_of(name)?;
         let refused = |error: io::Error| Error::system(format!("delete the network namespace {name}"), error);

@@ -8,6 +8,7 @@ mod element;
 mod encode;
 mod expr;
 mod ffi;
+mod message;
 mod socket;
 mod statement;
 mod table;

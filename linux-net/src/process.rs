@@ -32,7 +32,7 @@ use crate::{
 /// What a child process does between `fork` and `exec`, added to [`std::process::Command`].
 pub trait CommandNamespaceExt {
     /// Starts the child in `netns`, with a private mount namespace in which `/sys` shows that network namespace,
-    /// as `ip netns exec` does.
+    /// as `ip netns exec` does (which also shows the files of `/etc/netns/NAME` in `/etc`; this does not).
     fn in_netns(&mut self, netns: &NetNs) -> &mut Self;
 
     /// Starts the child with no signal blocked, whatever this thread blocks: a mask goes from parent to child.
@@ -217,7 +217,7 @@ pub fn reap(pid: Pid) -> Result<WaitStatus> {
 ///
 /// # Errors
 ///
-/// [`Error::is_not_found`](crate::Error::is_not_found) when it has gone.
+/// [`Error::is_not_found`] when it has gone.
 pub fn kill(pid: Pid, signal: Signal) -> Result<()> {
     nix::sys::signal::kill(pid, signal).map_err(|errno| Error::system(format!("send {signal} to process {pid}"), errno))
 }
@@ -226,7 +226,7 @@ pub fn kill(pid: Pid, signal: Signal) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::is_not_found`](crate::Error::is_not_found) when all have gone.
+/// [`Error::is_not_found`] when all have gone.
 pub fn kill_group(group: Pid, signal: Signal) -> Result<()> {
     killpg(group, signal).map_err(|errno| Error::system(format!("send {signal} to process group {group}"), errno))
 }
@@ -235,7 +235,7 @@ pub fn kill_group(group: Pid, signal: Signal) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::is_not_found`](crate::Error::is_not_found) when there is no such process.
+/// [`Error::is_not_found`] when there is no such process.
 pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
     // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };

@@ -79,7 +79,7 @@ pub fn unshare(namespaces: Namespaces) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::is_not_found`](crate::Error::is_not_found) when there is no such process; a permission error for another user's.
+/// [`Error::is_not_found`] when there is no such process; a permission error for another user's.
 pub fn enter(pid: Pid) -> Result<()> {
     let failed = |errno| Error::System {
         action: format!("enter the namespaces of process {pid}"),

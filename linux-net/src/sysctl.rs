@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 ///
-/// [`Error::is_not_found`](crate::Error::is_not_found) when this kernel has no such parameter.
+/// [`Error::is_not_found`] when this kernel has no such parameter.
 pub fn get(key: &str) -> Result<String> {
     let path = path_of(key)?;
     match fs::read_to_string(&path) {
@@ -32,8 +32,8 @@ pub fn get(key: &str) -> Result<String> {
 ///
 /// # Errors
 ///
-/// [`Error::is_not_found`](crate::Error::is_not_found) when this kernel has no such parameter (`net.bridge.*` needs the module `br_netfilter`), a
-/// permission error, and [`Error::SysctlNotTaken`](crate::Error::SysctlNotTaken) when the kernel ignored the write.
+/// [`Error::is_not_found`] when this kernel has no such parameter (`net.bridge.*` needs the module `br_netfilter`), a
+/// permission error, and [`Error::SysctlNotTaken`] when the kernel ignored the write.
 pub fn set(key: &str, value: &str) -> Result<()> {
     let path = path_of(key)?;
     fs::write(&path, value).map_err(|source| Error::File { action: "write", path, source })?;

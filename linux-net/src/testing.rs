@@ -14,7 +14,7 @@ use crate::{process::CommandNamespaceExt, sandbox};
 /// Set in the child.
 const INSIDE: &str = "LINUX_NET_TEST_SANDBOX";
 /// How long a test may take.
-const TIMEOUT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_mins(2);
 /// The pause between two looks at the child.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 

@@ -1,5 +1,7 @@
 //! A ruleset is the same whether we commit it, or `nft` reads what we print.
 
+#[path = "nft/everything.rs"]
+mod everything;
 #[path = "nft/layout.rs"]
 mod layout;
 
@@ -13,9 +15,8 @@ use anyhow::{Result, ensure};
 use linux_net::{
     NetNs,
     nft::{
-        self, Batch, Chain, ChainKind, CmpOp, Ct, Element, Expr, Family, FibAddress, FibResult, Field, Hook, HookPoint,
-        MasqueradeFlags, Meta, NatTarget, Nft, NumgenMode, Op, Policy, Priority, Reject, Rule, Set, Spec, Statement,
-        Table, Type, UpdateKind, Value, Verdict,
+        self, Batch, Chain, ChainKind, CmpOp, Ct, Element, Expr, Family, Field, Hook, HookPoint, Nft, NumgenMode, Op,
+        Priority, Reject, Rule, Set, Spec, Statement, Table, Type, Value,
     },
     process::CommandNamespaceExt,
     testing::enter_sandbox,
@@ -122,240 +123,11 @@ fn ranges_of_a_foreign_set_read_back() -> Result<()> {
     let ports = Set::new(&table, "ports", Spec::types([Type::InetService])).interval();
     assert_eq!(shown(nft.elements(&ports)?), ["80", "8000-8009", "60000-65535"]);
     let mut weak = Set::map(&table, "weak", Spec::types([Type::Ipv4Addr]), Spec::types([Type::Mark]));
-    weak.timeout = Some(Duration::from_secs(3600));
+    weak.timeout = Some(Duration::from_hours(1));
     assert_eq!(shown(nft.elements(&weak)?), ["10.0.0.1 timeout 5s : 0x00000007"]);
     let gone = Set::new(&table, "gone", Spec::types([Type::Mark]));
     assert!(nft.elements(&gone).unwrap_err().is_not_found());
     Ok(())
-}
-
-/// A batch with every statement, expression and value kind that the service proxy's ruleset has not.
-fn everything() -> Batch {
-    let table = Table::new(Family::Inet, "everything");
-    let chain = |name: &str, kind, at| {
-        let hook = Hook { kind, at, priority: Priority(7), policy: Some(Policy::Accept), device: None };
-        Op::AddChain(Chain::base(&table, name, hook))
-    };
-    let rule = |chain: &str, statements: Vec<Statement>| Op::AddRule(Rule::new(&table, chain, statements));
-    let number = |expr| Statement::equal(expr, Value::Integer(1));
-    let ip = |text: &str| Expr::Const(Value::Ipv4(text.parse().expect("an address")));
-    let ip6 = |text: &str| Expr::Const(Value::Ipv6(text.parse().expect("an address")));
-    let seen = Set::new(&table, "seen", Spec::types([Type::Ipv4Addr])).dynamic(100, Some(Duration::from_secs(90)));
-    let ranks = Set::map(&table, "ranks", Spec::types([Type::InetService]), Spec::types([Type::Mark])).interval();
-    let names = Set::new(&table, "names", Spec::types([Type::Ifname, Type::InetProto]));
-    let six = Set::new(&table, "six", Spec::types([Type::Ipv6Addr])).interval();
-    let macs = Set::verdict_map(&table, "macs", Spec::types([Type::EtherAddr]));
-    let boxes = Set::new(&table, "boxes", Spec::types([Type::Ipv4Addr, Type::InetService])).interval();
-    let kinds = Set::new(&table, "kinds", Spec::types([Type::FibAddrtype, Type::CtState, Type::CtStatus]));
-    let mut commented = Rule::new(&table, "in", [Statement::Counter, Statement::accept()]);
-    commented.comment = Some("why it is here".into());
-    let mut batch = Batch::new();
-    batch.extend([
-        Op::AddTable(table.clone()),
-        Op::AddSet(seen.clone()),
-        Op::AddSet(ranks.clone()),
-        Op::AddSet(names.clone()),
-        Op::AddSet(six.clone()),
-        Op::AddSet(macs.clone()),
-        Op::AddSet(boxes.clone()),
-        Op::AddSet(kinds.clone()),
-        chain("in", ChainKind::Filter, HookPoint::Input),
-        chain("pre", ChainKind::Nat, HookPoint::Prerouting),
-        chain("post", ChainKind::Nat, HookPoint::Postrouting),
-        chain("out", ChainKind::Route, HookPoint::Output),
-        Op::AddChain(Chain::regular(&table, "side")),
-        rule("side", vec![Statement::Verdict(Verdict::Continue)]),
-        Op::AddElements {
-            set: ranks,
-            elements: vec![
-                Element::map([Value::PortRange(8000, 8009)], [Value::Mark(1)]),
-                Element::map([Value::Port(80)], [Value::Mark(2)]),
-            ],
-        },
-        Op::AddElements {
-            set: names,
-            elements: vec![Element::key([Value::IfName("cni0".parse().expect("a name")), Value::Protocol(17)])],
-        },
-        Op::AddElements {
-            set: six,
-            elements: vec![Element::key([Value::Ipv6Net("fd00::/16".parse().expect("a network"))])],
-        },
-        Op::AddElements {
-            set: macs,
-            elements: vec![
-                Element::verdict([Value::Mac("02:00:00:00:00:01".parse().expect("a MAC"))], Verdict::Accept),
-                Element::verdict(
-                    [Value::Mac("02:00:00:00:00:02".parse().expect("a MAC"))],
-                    Verdict::Jump("side".into()),
-                ),
-            ],
-        },
-        Op::AddElements {
-            set: boxes,
-            elements: vec![Element::key([
-                Value::Ipv4Net("10.1.0.0/16".parse().expect("a network")),
-                Value::PortRange(1000, 2000),
-            ])],
-        },
-        Op::AddElements {
-            set: kinds,
-            elements: vec![Element::key([
-                Value::FibType(2),
-                Value::CtState(Ct::STATE_NEW),
-                Value::CtStatus(Ct::STATUS_ASSURED),
-            ])],
-        },
-        Op::AddElements {
-            set: seen,
-            elements: vec![Element {
-                timeout: Some(Duration::from_secs(30)),
-                ..Element::key([Value::Ipv4("10.0.0.9".parse().expect("an address"))])
-            }],
-        },
-        Op::AddRule(commented),
-        rule(
-            "in",
-            vec![Statement::equal(Meta::Iifname, Value::IfName("lo".parse().expect("a name"))), Statement::accept()],
-        ),
-        rule(
-            "in",
-            vec![
-                Statement::equal(Ct::State, Value::CtState(Ct::STATE_ESTABLISHED | Ct::STATE_RELATED)),
-                Statement::Verdict(Verdict::Accept),
-            ],
-        ),
-        rule("in", vec![Statement::differs(Ct::State, Value::CtState(Ct::STATE_INVALID)), Statement::Counter]),
-        rule("in", vec![Statement::equal(Field::TcpDport, Value::Port(22)), Statement::goto("side")]),
-        rule("in", vec![Statement::equal(Field::UdpSport, Value::PortRange(67, 68)), Statement::drop()]),
-        rule("in", vec![Statement::differs(Field::TcpDport, Value::PortRange(1, 1023)), Statement::Counter]),
-        rule(
-            "in",
-            vec![
-                Statement::Match { left: Field::ThDport.into(), op: CmpOp::Ge, right: Value::Port(1024) },
-                Statement::Counter,
-            ],
-        ),
-        rule(
-            "in",
-            vec![
-                Statement::equal(Field::IpSaddr, Value::Ipv4Net("10.1.2.0/23".parse().expect("a network"))),
-                Statement::drop(),
-            ],
-        ),
-        rule(
-            "in",
-            vec![
-                Statement::equal(Field::Ip6Saddr, Value::Ipv6Net("fd00::/61".parse().expect("a network"))),
-                Statement::drop(),
-            ],
-        ),
-        rule(
-            "in",
-            vec![
-                Statement::equal(Field::Ip6Daddr, Value::Ipv6("fd00::1".parse().expect("an address"))),
-                Statement::ret(),
-            ],
-        ),
-        rule("in", vec![Statement::in_set(Field::Ip6Saddr, "six"), Statement::Reject(Reject::AdminProhibited)]),
-        rule(
-            "in",
-            vec![
-                Statement::in_set(Expr::Concat(vec![Meta::Iifname.into(), Meta::L4proto.into()]), "names"),
-                Statement::Counter,
-            ],
-        ),
-        rule(
-            "in",
-            vec![
-                Statement::not_in_set(Expr::Concat(vec![Field::IpDaddr.into(), Field::TcpDport.into()]), "boxes"),
-                Statement::Reject(Reject::TcpReset),
-            ],
-        ),
-        rule("in", vec![Statement::Vmap { key: Field::EtherSaddr.into(), map: "macs".into() }]),
-        rule("in", vec![number(Expr::Symhash { modulus: 2, offset: 0 }), Statement::Counter]),
-        rule(
-            "in",
-            vec![number(Expr::Numgen { mode: NumgenMode::Incremental, modulus: 4, offset: 1 }), Statement::Counter],
-        ),
-        rule(
-            "in",
-            vec![
-                number(Expr::Jhash { of: Box::new(Field::IpSaddr.into()), modulus: 5, seed: Some(0xbeef), offset: 1 }),
-                Statement::Counter,
-            ],
-        ),
-        rule(
-            "in",
-            vec![
-                number(Expr::Jhash {
-                    of: Box::new(Expr::Concat(vec![Field::IpSaddr.into(), Field::TcpSport.into()])),
-                    modulus: 5,
-                    seed: Some(7),
-                    offset: 0,
-                }),
-                Statement::Counter,
-            ],
-        ),
-        rule(
-            "in",
-            vec![
-                Statement::equal(Expr::Fib { address: FibAddress::Saddr, result: FibResult::Type }, Value::FibType(3)),
-                Statement::Reject(Reject::HostUnreachable),
-            ],
-        ),
-        rule(
-            "in",
-            vec![
-                Statement::Update {
-                    kind: UpdateKind::Add,
-                    set: "seen".into(),
-                    key: Field::IpSaddr.into(),
-                    data: None,
-                    timeout: Some(Duration::from_secs(10)),
-                },
-                Statement::Reject(Reject::PortUnreachable),
-            ],
-        ),
-        rule("out", vec![Statement::SetMeta { key: Meta::Mark, value: Value::Mark(0x12).into() }]),
-        rule("out", vec![Statement::SetMeta { key: Meta::Nftrace, value: Value::Integer(1).into() }]),
-        rule("out", vec![Statement::SetMeta { key: Meta::Mark, value: Expr::from(Field::ThDport).map("ranks") }]),
-        rule("out", vec![Statement::SetCt { key: Ct::Mark, value: Expr::Xor(Box::new(Meta::Mark.into()), 0xff) }]),
-        rule("out", vec![Statement::equal(Ct::Direction, Value::Integer(0)), Statement::Counter]),
-        rule(
-            "pre",
-            vec![
-                Statement::equal(Field::TcpDport, Value::Port(8080)),
-                Statement::Dnat {
-                    family: Family::Ip,
-                    to: NatTarget::AddressAndPort(Expr::Concat(vec![ip("10.0.0.1"), Value::Port(80).into()])),
-                },
-            ],
-        ),
-        rule(
-            "pre",
-            vec![
-                Statement::equal(Field::UdpDport, Value::Port(53)),
-                Statement::Dnat {
-                    family: Family::Ip6,
-                    to: NatTarget::AddressAndPort(Expr::Concat(vec![ip6("fd00::1"), Value::Port(5353).into()])),
-                },
-            ],
-        ),
-        rule("pre", vec![Statement::Dnat { family: Family::Ip, to: NatTarget::Address(ip("10.0.0.1")) }]),
-        rule("post", vec![Statement::Snat { family: Family::Ip, to: NatTarget::Address(ip("192.0.2.1")) }]),
-        rule(
-            "post",
-            vec![
-                Statement::equal(Meta::Oifname, Value::IfName("eth0".parse().expect("a name"))),
-                Statement::Masquerade(MasqueradeFlags::default()),
-            ],
-        ),
-        rule(
-            "post",
-            vec![Statement::Masquerade(MasqueradeFlags { random: true, persistent: true, ..Default::default() })],
-        ),
-    ]);
-    batch
 }
 
 #[test]
@@ -363,7 +135,7 @@ fn every_kind_of_statement_lists_as_nft_loads_it() -> Result<()> {
     if !enter_sandbox() {
         return Ok(());
     }
-    let listed = commit_both_ways(&everything())?;
+    let listed = commit_both_ways(&everything::batch())?;
     assert!(listed.contains("comment \"why it is here\""), "{listed}");
     // What nft has listed, it can read again.
     let again = NetNs::create("again")?;
@@ -433,7 +205,7 @@ fn changes_after_the_first_batch_are_made_too() -> Result<()> {
     let eps = layout::eps();
     let handle = nft.rules(&table)?.iter().find(|rule| rule.chain == "lb-3").expect("it was made").handle;
     // The value of a map's element cannot be changed in place; delete and add in one batch are one step for packets.
-    let ranges = || Expr::Concat(vec![Ct::Mark.into(), Field::IpSaddr.into()]);
+    let marked_source = || Expr::Concat(vec![Ct::Mark.into(), Field::IpSaddr.into()]);
     nft.commit(&Batch(vec![
         Op::DelElements { set: eps.clone(), elements: vec![layout::endpoint(1, 0, "10.0.0.1")] },
         Op::AddElements { set: eps.clone(), elements: vec![layout::endpoint(1, 0, "10.0.0.99")] },
@@ -441,7 +213,7 @@ fn changes_after_the_first_batch_are_made_too() -> Result<()> {
         Op::FlushChain { table: table.clone(), chain: "learn".into() },
         Op::FlushSet { table: table.clone(), set: "ranged".into() },
         // A rule about a set of an earlier batch: its keys are big-endian, which only the kernel knows by now.
-        Op::AddRule(Rule::new(&table, "learn", [Statement::in_set(ranges(), "ranges"), Statement::Counter])),
+        Op::AddRule(Rule::new(&table, "learn", [Statement::in_set(marked_source(), "ranges"), Statement::Counter])),
         Op::AddChain(Chain::regular(&table, "unused")),
         Op::DelChain { table: table.clone(), chain: "unused".into() },
         Op::AddSet(Set::new(&table, "unused", Spec::types([Type::Mark]))),
@@ -508,7 +280,7 @@ fn thirty_thousand_services_are_one_batch() -> Result<()> {
         Element::map(key, [Value::Mark(0x0020_0000 | number)])
     });
     let endpoints = (0..2 * services).map(|number| {
-        let key = [Value::Mark(0x2000_0000 | number / 2), Value::Protocol(6), Value::Integer(number % 2)];
+        let key = [Value::Mark(0x2000_0000 | (number / 2)), Value::Protocol(6), Value::Integer(number % 2)];
         Element::map(key, [address(0x0b_00_00_00, number), Value::Port(8080)])
     });
     batch.push(Op::AddElements { set: front.clone(), elements: fronts.collect() });

@@ -156,3 +156,53 @@ fn write_fdb(verb: &str, entry: &FdbEntry, f: &mut fmt::Formatter<'_>) -> fmt::R
         NeighbourState::Stale | NeighbourState::Other(_) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{IfName, MacAddr, Vni, netlink::Macvlan};
+
+    #[test]
+    fn operations_print_as_the_commands_that_a_student_types() {
+        let dev = || IfName::new("eth0").unwrap();
+        let mac: MacAddr = "02:00:00:00:00:01".parse().unwrap();
+        let mut veth = Veth::new(dev(), IfName::new("far0").unwrap(), None);
+        veth.mtu_bytes = Some(1450);
+        let mut vxlan = Vxlan::new(IfName::new("flannel.100").unwrap(), Vni::new(100).unwrap());
+        vxlan.local = Some("10.0.0.3".parse().unwrap());
+        let macvlan = Macvlan {
+            name: IfName::new("mac0").unwrap(),
+            parent: dev(),
+            mode: MacvlanMode::Bridge,
+            netns: None,
+            mac: Some(mac),
+        };
+        let mut route = Route::to("11.10.16.0/20".parse().unwrap()).via("11.10.16.0".parse().unwrap()).dev(dev());
+        route.metric = 5;
+        let mut blackhole = Route::to("fd00::/8".parse().unwrap());
+        blackhole.kind = RouteKind::Blackhole;
+        let neighbour = Neighbour::permanent(dev(), "11.10.16.0".parse().unwrap(), mac);
+        let entry = FdbEntry::permanent(dev(), mac, "10.0.0.4".parse().unwrap());
+        for (op, command) in [
+            (Op::AddVeth(veth), "ip link add eth0 mtu 1450 type veth peer name far0 mtu 1450"),
+            (Op::AddVxlan(vxlan), "ip link add flannel.100 type vxlan id 100 local 10.0.0.3 dstport 8472 nolearning"),
+            (Op::AddMacvlan(macvlan), "ip link add mac0 link eth0 address 02:00:00:00:00:01 type macvlan mode bridge"),
+            (Op::SetMaster { dev: dev(), master: None }, "ip link set eth0 nomaster"),
+            (Op::SetAlias { dev: dev(), alias: "it's".into() }, r"ip link set eth0 alias 'it'\''s'"),
+            (Op::SetHairpin { dev: dev(), on: true }, "bridge link set dev eth0 hairpin on"),
+            (Op::AddRoute(Route::to("0.0.0.0/0".parse().unwrap()).dev(dev())), "ip route add default dev eth0"),
+            (
+                Op::ReplaceRoute(route.onlink().protocol(77)),
+                "ip route replace 11.10.16.0/20 via 11.10.16.0 dev eth0 metric 5 proto 77 onlink",
+            ),
+            (Op::DelRoute(blackhole), "ip -6 route del blackhole fd00::/8"),
+            (
+                Op::ReplaceNeighbour(neighbour),
+                "ip neigh replace 11.10.16.0 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
+            ),
+            (Op::AppendFdb(entry), "bridge fdb append 02:00:00:00:00:01 dev eth0 dst 10.0.0.4 self permanent"),
+        ] {
+            assert_eq!(op.to_string(), command);
+        }
+    }
+}

@@ -94,7 +94,7 @@ impl Socket {
     /// Sends one request and returns all messages of its answer.
     pub(super) fn request(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: &RouteNetlinkMessage,
         flags: u16,
     ) -> std::result::Result<Vec<RouteNetlinkMessage>, Errno> {
         let mut last = Errno::EINTR;

@@ -106,7 +106,7 @@ impl Set {
 }
 
 /// Appends the bytes of one constant; `order` is that of numbers which have none of their own.
-pub(super) fn append(value: &Value, order: Order, out: &mut Vec<u8>) -> Result<()> {
+pub(super) fn append(value: &Value, order: Order, out: &mut Vec<u8>) {
     match value {
         Value::Ipv4(address) => out.extend(address.octets()),
         Value::Ipv6(address) => out.extend(address.octets()),
@@ -125,7 +125,6 @@ pub(super) fn append(value: &Value, order: Order, out: &mut Vec<u8>) -> Result<(
         Value::IfName(name) => out.extend(interface_name(name)),
         Value::Mac(mac) => out.extend(mac.octets()),
     }
-    Ok(())
 }
 
 /// Returns the greatest value of a constant that stands for many; for one that stands for itself, that.
@@ -177,7 +176,7 @@ pub(super) fn append_all(values: &[Value], components: &[Type], ranged: bool, ou
             return Err(mismatch("a component has another type than the set was declared with"));
         }
         let start = out.len();
-        append(value, if ranged { Order::Big } else { component.order() }, out)?;
+        append(value, if ranged { Order::Big } else { component.order() }, out);
         if components.len() > 1 {
             pad(start, out);
         }

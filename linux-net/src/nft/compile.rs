@@ -11,13 +11,20 @@
 //!
 //! Source: nftables `src/netlink_linearize.c`.
 
+mod depend;
+mod value;
+
+use depend::Known;
 use nftnl_sys as sys;
 
 use super::{
-    CmpOp, Ct, Expr, Family, FibResult, Field, MasqueradeFlags, Meta, NatTarget, NumgenMode, Reject, Rule, Statement,
-    Value, Verdict,
+    CmpOp, Expr, Family, MasqueradeFlags, Meta, NatTarget, NumgenMode, Reject, Rule, Statement, Value, Verdict,
     bytes::{self, Order, REGISTER_BYTES},
-    constants::*,
+    constants::{
+        NF_ACCEPT, NF_DROP, NF_NAT_RANGE_PERSISTENT, NF_NAT_RANGE_PROTO_RANDOM, NF_NAT_RANGE_PROTO_RANDOM_FULLY,
+        NFT_BYTEORDER_HTON, NFT_CONTINUE, NFT_GOTO, NFT_JUMP, NFT_LOOKUP_F_INV, NFT_REG_VERDICT, NFT_REG32_00,
+        NFT_RETURN, ct_key, dynset_op, family_number, fib_flags, fib_result, meta_key, payload_place,
+    },
     ffi::{RuleObject, c_string},
     userdata,
 };
@@ -51,14 +58,6 @@ struct Compiler<'a> {
     family: Family,
     sets: &'a dyn Sets,
     known: Known,
-}
-
-/// What the rule has matched so far, which decides how later bytes of the packet are to be read.
-#[derive(Default)]
-struct Known {
-    ethernet: bool,
-    network: Option<Family>,
-    transport: Option<u8>,
 }
 
 /// A register, counted from 0.
@@ -204,12 +203,7 @@ impl Compiler<'_> {
                     .u32(sys::NFTNL_EXPR_NG_OFFSET, *offset);
             }
             Expr::Jhash { of, modulus, seed, offset } => {
-                let end = self.load(of, at, 4)?;
-                // The padding of the last component is hashed too, as `nft` does it; it is always zero.
-                let hashed = match &**of {
-                    Expr::Concat(_) => (end - at) * 4,
-                    single => u32::try_from(single.bytes().unwrap_or(4)).expect("a value has few bytes"),
-                };
+                let hashed = self.jhash(of, at)?;
                 let mut hash = self.rule.expr(c"hash");
                 hash.u32(sys::NFTNL_EXPR_HASH_TYPE, 0)
                     .u32(sys::NFTNL_EXPR_HASH_SREG, number(at))
@@ -250,19 +244,28 @@ impl Compiler<'_> {
             // x | b  =  (x & !b) ^ b, the one operation that every kernel has.
             Expr::Or(of, bits) => self.bitwise(of, at, !bits, *bits)?,
             Expr::Xor(of, bits) => self.bitwise(of, at, u32::MAX, *bits)?,
-            Expr::Const(value) => {
-                let mut data = Vec::new();
-                bytes::append(value, Order::Host, &mut data)?;
-                if matches!(value, Value::Integer(_)) && width == 1 {
-                    data.truncate(1);
-                }
-                self.rule
-                    .expr(c"immediate")
-                    .u32(sys::NFTNL_EXPR_IMM_DREG, number(at))
-                    .data(sys::NFTNL_EXPR_IMM_DATA, &data);
-            }
+            Expr::Const(value) => self.constant(value, at, width),
         }
         Ok(end)
+    }
+
+    fn constant(&mut self, value: &Value, at: Register, width: usize) {
+        let mut data = Vec::new();
+        bytes::append(value, Order::Host, &mut data);
+        if matches!(value, Value::Integer(_)) && width == 1 {
+            data = if cfg!(target_endian = "big") { data[3..].to_vec() } else { data[..1].to_vec() };
+        }
+        self.rule.expr(c"immediate").u32(sys::NFTNL_EXPR_IMM_DREG, number(at)).data(sys::NFTNL_EXPR_IMM_DATA, &data);
+    }
+
+    /// Loads what is hashed and returns its length in bytes. The padding between and after components is hashed too, as
+    /// `nft` does it; it is always zero.
+    fn jhash(&mut self, of: &Expr, at: Register) -> Result<u32> {
+        let end = self.load(of, at, 4)?;
+        Ok(match of {
+            Expr::Concat(_) => (end - at) * 4,
+            single => u32::try_from(single.bytes().unwrap_or(4)).expect("a value has few bytes"),
+        })
     }
 
     /// Loads a key in the order in which the set has its keys.
@@ -339,12 +342,12 @@ impl Compiler<'_> {
         let width = left.bytes().unwrap_or(REGISTER_BYTES);
         self.load(left, 0, 4)?;
         let mut data = Vec::new();
-        bytes::append(right, left.order(), &mut data)?;
+        bytes::append(right, left.order(), &mut data);
         if matches!(right, Value::Integer(_)) && width < data.len() {
             // The number is in the order of `left`: its low bytes are first or last.
             data = match left.order() {
-                Order::Host => data[..width].to_vec(),
-                Order::Big => data[data.len() - width..].to_vec(),
+                Order::Host if cfg!(target_endian = "little") => data[..width].to_vec(),
+                Order::Host | Order::Big => data[data.len() - width..].to_vec(),
             };
         }
         if data.len() != width {
@@ -427,110 +430,24 @@ impl Compiler<'_> {
         const ICMP_UNREACHABLE: u32 = 0;
         const TCP_RESET: u32 = 1;
         const ICMPX_UNREACHABLE: u32 = 2; // the kernel takes the ICMP of the packet's own family
-        let (kind, code) = match (reject, self.family) {
-            (Reject::TcpReset, _) => {
+        // The codes of ICMP, of ICMPv6, and the kernel's own for both.
+        let (v4, v6, either) = match reject {
+            Reject::TcpReset => (0, 0, 0),
+            Reject::PortUnreachable => (3, 4, 1),
+            Reject::HostUnreachable => (1, 3, 2),
+            Reject::AdminProhibited => (13, 1, 3),
+        };
+        let (kind, code) = match self.family {
+            _ if reject == Reject::TcpReset => {
                 self.depend_on_transport(libc::IPPROTO_TCP)?;
                 (TCP_RESET, 0)
             }
-            (Reject::PortUnreachable, Family::Ip) => (ICMP_UNREACHABLE, 3),
-            (Reject::HostUnreachable, Family::Ip) => (ICMP_UNREACHABLE, 1),
-            (Reject::AdminProhibited, Family::Ip) => (ICMP_UNREACHABLE, 13),
-            (Reject::PortUnreachable, Family::Ip6) => (ICMP_UNREACHABLE, 4),
-            (Reject::HostUnreachable, Family::Ip6) => (ICMP_UNREACHABLE, 3),
-            (Reject::AdminProhibited, Family::Ip6) => (ICMP_UNREACHABLE, 1),
-            (Reject::PortUnreachable, Family::Inet | Family::Bridge | Family::Netdev) => (ICMPX_UNREACHABLE, 1),
-            (Reject::HostUnreachable, Family::Inet | Family::Bridge | Family::Netdev) => (ICMPX_UNREACHABLE, 2),
-            (Reject::AdminProhibited, Family::Inet | Family::Bridge | Family::Netdev) => (ICMPX_UNREACHABLE, 3),
+            Family::Ip => (ICMP_UNREACHABLE, v4),
+            Family::Ip6 => (ICMP_UNREACHABLE, v6),
+            Family::Inet | Family::Bridge | Family::Netdev => (ICMPX_UNREACHABLE, either),
         };
         self.rule.expr(c"reject").u32(sys::NFTNL_EXPR_REJECT_TYPE, kind).u8(sys::NFTNL_EXPR_REJECT_CODE, code);
         Ok(())
-    }
-
-    /// Matches what the fields in `expr` presuppose, unless the rule has matched it before: an IPv4 address is nothing to look for
-    /// in an IPv6 packet. `nft` does so silently, and does not list what it can add again.
-    fn depend_on(&mut self, expr: &Expr) -> Result<()> {
-        let mut fields = Vec::new();
-        expr.fields(&mut fields);
-        for field in fields {
-            match field {
-                Field::IpSaddr | Field::IpDaddr | Field::IpProtocol | Field::IpChecksum => {
-                    self.depend_on_network(Family::Ip)?;
-                }
-                Field::Ip6Saddr | Field::Ip6Daddr => self.depend_on_network(Family::Ip6)?,
-                Field::TcpSport | Field::TcpDport => self.depend_on_transport(libc::IPPROTO_TCP)?,
-                Field::UdpSport | Field::UdpDport => self.depend_on_transport(libc::IPPROTO_UDP)?,
-                Field::EtherSaddr | Field::EtherDaddr => self.depend_on_ethernet(),
-                Field::ThSport | Field::ThDport => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn depend_on_network(&mut self, wanted: Family) -> Result<()> {
-        match self.family {
-            Family::Ip | Family::Ip6 if self.family == wanted => return Ok(()),
-            Family::Ip | Family::Ip6 => {
-                return Err(Error::Invalid {
-                    what: "rule",
-                    value: format!("{wanted:?} in a table of family {:?}", self.family),
-                    reason: "no such packet comes to that table",
-                });
-            }
-            Family::Inet | Family::Bridge | Family::Netdev => {}
-        }
-        if self.known.network == Some(wanted) {
-            return Ok(());
-        }
-        self.known.network = Some(wanted);
-        if self.family == Family::Inet {
-            let protocol = u8::try_from(family_number(wanted)).expect("families have small numbers");
-            self.load(&Expr::Meta(Meta::Nfproto), 0, 1)?;
-            self.cmp(CmpOp::Eq, &[protocol]);
-        } else {
-            const META_PROTOCOL: u32 = 1; // the EtherType
-            let ether_type: u16 = if wanted == Family::Ip { 0x0800 } else { 0x86dd };
-            self.rule
-                .expr(c"meta")
-                .u32(sys::NFTNL_EXPR_META_KEY, META_PROTOCOL)
-                .u32(sys::NFTNL_EXPR_META_DREG, number(0));
-            self.cmp(CmpOp::Eq, &ether_type.to_be_bytes());
-        }
-        Ok(())
-    }
-
-    /// Above the link layer, a packet may have come from a device without Ethernet headers.
-    fn depend_on_ethernet(&mut self) {
-        const META_IIFTYPE: u32 = 8;
-        if self.family == Family::Bridge || self.known.ethernet {
-            return;
-        }
-        self.known.ethernet = true;
-        self.rule.expr(c"meta").u32(sys::NFTNL_EXPR_META_KEY, META_IIFTYPE).u32(sys::NFTNL_EXPR_META_DREG, number(0));
-        self.cmp(CmpOp::Eq, &libc::ARPHRD_ETHER.to_ne_bytes());
-    }
-
-    fn depend_on_transport(&mut self, wanted: i32) -> Result<()> {
-        let wanted = u8::try_from(wanted).expect("protocols have one byte");
-        if self.known.transport == Some(wanted) {
-            return Ok(());
-        }
-        self.known.transport = Some(wanted);
-        self.load(&Expr::Meta(Meta::L4proto), 0, 1)?;
-        self.cmp(CmpOp::Eq, &[wanted]);
-        Ok(())
-    }
-
-    fn learn(&mut self, left: &Expr, op: CmpOp, right: &Value) {
-        if op != CmpOp::Eq {
-            return;
-        }
-        match (left, right) {
-            (Expr::Meta(Meta::L4proto) | Expr::Payload(Field::IpProtocol), Value::Protocol(protocol)) => {
-                self.known.transport = Some(*protocol);
-            }
-            (Expr::Meta(Meta::Nfproto), Value::Integer(protocol)) => self.known.network = family_of(*protocol),
-            _ => {}
-        }
     }
 }
 
@@ -554,74 +471,4 @@ fn masquerade_bits(flags: MasqueradeFlags) -> u32 {
     .into_iter()
     .filter_map(|(on, bit)| on.then_some(bit))
     .sum()
-}
-
-impl Expr {
-    /// Returns the length of the value; `None` when only the place where it is used tells.
-    fn bytes(&self) -> Option<usize> {
-        match self {
-            Self::Payload(field) => Some(payload_place(*field).2 as usize),
-            Self::Meta(Meta::L4proto | Meta::Nfproto | Meta::Nftrace) | Self::Ct(Ct::Direction) => Some(1),
-            Self::Meta(Meta::Iifname | Meta::Oifname) | Self::Fib { result: FibResult::Oifname, .. } => Some(16),
-            Self::Meta(Meta::Mark)
-            | Self::Ct(Ct::State | Ct::Status | Ct::Mark)
-            | Self::Fib { result: FibResult::Type, .. }
-            | Self::Numgen { .. }
-            | Self::Jhash { .. }
-            | Self::Symhash { .. } => Some(4),
-            Self::Concat(parts) => parts.iter().map(|part| Some(part.bytes()?.next_multiple_of(REGISTER_BYTES))).sum(),
-            Self::And(of, _) | Self::Or(of, _) | Self::Xor(of, _) => of.bytes(),
-            Self::Const(value) => constant_bytes(value),
-            Self::Map { .. } => None,
-        }
-    }
-
-    fn order(&self) -> Order {
-        match self {
-            Self::Payload(_) => Order::Big,
-            Self::And(of, _) | Self::Or(of, _) | Self::Xor(of, _) => of.order(),
-            Self::Meta(_)
-            | Self::Ct(_)
-            | Self::Fib { .. }
-            | Self::Numgen { .. }
-            | Self::Jhash { .. }
-            | Self::Symhash { .. }
-            | Self::Concat(_)
-            | Self::Map { .. }
-            | Self::Const(_) => Order::Host,
-        }
-    }
-
-    fn is_simple(&self) -> bool {
-        !matches!(self, Self::Map { .. } | Self::And(..) | Self::Or(..) | Self::Xor(..) | Self::Concat(_))
-    }
-
-    /// Collects the fields of the packet that the value depends on.
-    fn fields(&self, out: &mut Vec<Field>) {
-        match self {
-            Self::Payload(field) => out.push(*field),
-            Self::Jhash { of, .. } => of.fields(out),
-            Self::Concat(parts) => parts.iter().for_each(|part| part.fields(out)),
-            Self::Map { key, .. } => key.fields(out),
-            Self::And(of, _) | Self::Or(of, _) | Self::Xor(of, _) => of.fields(out),
-            Self::Meta(_)
-            | Self::Ct(_)
-            | Self::Fib { .. }
-            | Self::Numgen { .. }
-            | Self::Symhash { .. }
-            | Self::Const(_) => {}
-        }
-    }
-}
-
-fn constant_bytes(value: &Value) -> Option<usize> {
-    match value {
-        Value::Ipv4(_) | Value::Ipv4Net(_) => Some(4),
-        Value::Ipv6(_) | Value::Ipv6Net(_) | Value::IfName(_) => Some(16),
-        Value::Protocol(_) => Some(1),
-        Value::Port(_) | Value::PortRange(..) => Some(2),
-        Value::Mac(_) => Some(6),
-        Value::Mark(_) | Value::CtState(_) | Value::CtStatus(_) | Value::FibType(_) => Some(4),
-        Value::Integer(_) => None,
-    }
 }

@@ -5,7 +5,10 @@ use nftnl_sys as sys;
 use super::{
     Chain, ChainInfo, Data, Element, Hook, MapData, Policy, Priority, RuleInfo, Set, SetInfo, Table, Value, Verdict,
     bytes,
-    constants::*,
+    constants::{
+        NF_ACCEPT, NF_DROP, NFT_CONTINUE, NFT_GOTO, NFT_JUMP, NFT_RETURN, NFT_SET_CONCAT, NFT_SET_ELEM_INTERVAL_END,
+        NFT_SET_MAP, chain_kind_of, family_of, hook_of,
+    },
     ffi::{ChainObject, ElementRef, RuleObject, SetObject, TableObject},
     userdata,
 };

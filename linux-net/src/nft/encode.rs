@@ -7,15 +7,22 @@
 //! The kernel makes the changes of all messages between begin and end together, or none of them. Each message bears a number, by
 //! which an answer finds the operation that it is about.
 
+mod elements;
+
 use std::{collections::BTreeMap, time::Duration};
 
+use elements::SetEncoding;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
 use nftnl_sys as sys;
 
 use super::{
-    Batch, Chain, Data, Element, Family, Hook, MapData, Op, Policy, Rule, Set, Table, Type, Value, bytes,
-    compile::{Sets, compile, verdict_code},
-    constants::*,
+    Batch, Chain, Element, Expr, Family, Hook, MapData, Op, Policy, Rule, Set, Statement, Table,
+    compile::{Sets, compile},
+    constants::{
+        NF_ACCEPT, NF_DROP, NFT_DATA_VERDICT, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET, NFT_MSG_DELSETELEM,
+        NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE,
+        NFT_SET_CONCAT, NFT_SET_EVAL, NFT_SET_INTERVAL, NFT_SET_MAP, NFT_SET_TIMEOUT, family_number, hook_number,
+    },
     ffi::{ChainObject, Header, RuleObject, Scratch, SetObject, TableObject, c_string},
     userdata,
 };
@@ -64,15 +71,15 @@ pub(super) fn tables_to_ask_about(batch: &Batch) -> Vec<Table> {
 }
 
 fn sets_of(rule: &Rule) -> impl Iterator<Item = &str> {
-    use super::Statement;
     rule.statements.iter().filter_map(|statement| match statement {
         // Only a concatenation may have another order in the set than in the registers.
-        Statement::InSet { key: super::Expr::Concat(_), set, .. }
-        | Statement::Update { key: super::Expr::Concat(_), set, .. } => Some(set.as_str()),
-        Statement::Vmap { key: super::Expr::Concat(_), map } => Some(map.as_str()),
-        Statement::SetMeta { value: super::Expr::Map { key, map }, .. }
-        | Statement::SetCt { value: super::Expr::Map { key, map }, .. }
-            if matches!(**key, super::Expr::Concat(_)) =>
+        Statement::InSet { key: Expr::Concat(_), set, .. } | Statement::Update { key: Expr::Concat(_), set, .. } => {
+            Some(set.as_str())
+        }
+        Statement::Vmap { key: Expr::Concat(_), map } => Some(map.as_str()),
+        Statement::SetMeta { value: Expr::Map { key, map }, .. }
+        | Statement::SetCt { value: Expr::Map { key, map }, .. }
+            if matches!(**key, Expr::Concat(_)) =>
         {
             Some(map.as_str())
         }
@@ -332,124 +339,15 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How the elements of one set are written.
-struct SetEncoding {
-    key: Vec<Type>,
-    data: Option<Vec<Type>>,
-    verdicts: bool,
-    interval: bool,
-    ranged: bool,
-}
-
-impl SetEncoding {
-    fn of(set: &Set) -> Result<Self> {
-        let data = match &set.data {
-            Some(MapData::Value(data)) => Some(data.components()?),
-            Some(MapData::Verdict) | None => None,
-        };
-        Ok(Self {
-            key: set.key.components()?,
-            data,
-            verdicts: set.data == Some(MapData::Verdict),
-            interval: set.interval,
-            ranged: set.is_ranged_concatenation()?,
-        })
-    }
-
-    fn add(&self, object: &mut SetObject, element: &Element, deletes: bool) -> Result<()> {
-        let is_range = |value: &Value| bytes::last(value) != *value;
-        if !self.interval && element.key.iter().any(is_range) {
-            let reason = "the set was not declared with flags interval";
-            return Err(Error::Invalid { what: "element", value: element.to_string(), reason });
-        }
-        let mut key = Vec::with_capacity(16);
-        bytes::append_all(&element.key, &self.key, self.ranged, &mut key)?;
-        let last: Vec<Value> = if self.interval { element.key.iter().map(bytes::last).collect() } else { Vec::new() };
-        let mut key_end = Vec::new();
-        if self.interval {
-            bytes::append_all(&last, &self.key, self.ranged, &mut key_end)?;
-        }
-        let data = if deletes { None } else { self.data(element)? };
-        let verdict = match &element.data {
-            Some(Data::Verdict(verdict)) if !deletes => {
-                let (code, chain) = verdict_code(verdict);
-                Some((code, chain.map(c_string).transpose()?))
-            }
-            _ => None,
-        };
-        object.element(|new| {
-            new.set_data(sys::NFTNL_SET_ELEM_KEY, &key);
-            if self.ranged {
-                new.set_data(sys::NFTNL_SET_ELEM_KEY_END, &key_end);
-            }
-            if let Some(data) = &data {
-                new.set_data(sys::NFTNL_SET_ELEM_DATA, data);
-            }
-            if let Some((code, chain)) = &verdict {
-                new.set_u32(sys::NFTNL_SET_ELEM_VERDICT, code.cast_unsigned());
-                if let Some(chain) = chain {
-                    new.set_str(sys::NFTNL_SET_ELEM_CHAIN, chain);
-                }
-            }
-            if let Some(timeout) = element.timeout {
-                new.set_u64(sys::NFTNL_SET_ELEM_TIMEOUT, millis(timeout));
-            }
-        });
-        if self.interval && !self.ranged {
-            // A set of ranges in one dimension holds their borders: the first value, and the one after the last.
-            if let Some(after) = successor(key_end) {
-                object.element(|end| {
-                    end.set_data(sys::NFTNL_SET_ELEM_KEY, &after)
-                        .set_u32(sys::NFTNL_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn data(&self, element: &Element) -> Result<Option<Vec<u8>>> {
-        let mismatch = |reason| Error::Invalid { what: "element", value: element.to_string(), reason };
-        match (&element.data, &self.data) {
-            (Some(Data::Value(values)), Some(types)) => {
-                let mut data = Vec::with_capacity(8);
-                bytes::append_all(values, types, false, &mut data)?;
-                Ok(Some(data))
-            }
-            (Some(Data::Verdict(_)), None) if self.verdicts => Ok(None),
-            (None, None) if !self.verdicts => Ok(None),
-            (None, _) => Err(mismatch("it has no value, but it is for a map")),
-            (Some(_), None) if !self.verdicts => Err(mismatch("it has a value, but it is for a set")),
-            (Some(_), _) => Err(mismatch("its value is not what the map was declared with")),
-        }
-    }
-}
-
-/// Returns the big-endian number after this one; `None` after the greatest.
-fn successor(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
-    for byte in bytes.iter_mut().rev() {
-        let (next, overflow) = byte.overflowing_add(1);
-        *byte = next;
-        if !overflow {
-            return Some(bytes);
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_number_after_the_last_address_of_a_network_closes_the_range() {
-        assert_eq!(successor(vec![10, 255, 255, 255]), Some(vec![11, 0, 0, 0]));
-        assert_eq!(successor(vec![255, 255]), None, "a range up to the end stays open");
-    }
+    use crate::nft::{Spec, Type, Value};
 
     #[test]
     fn an_answer_finds_its_operation() {
         let table = Table::new(Family::Ip, "t");
-        let set = Set::new(&table, "s", super::super::Spec::types([Type::Mark]));
+        let set = Set::new(&table, "s", Spec::types([Type::Mark]));
         let elements: Vec<_> = (0..10_000).map(|mark| Element::key([Value::Mark(mark)])).collect();
         let batch = Batch(vec![
             Op::AddTable(table.clone()),

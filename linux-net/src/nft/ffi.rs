@@ -41,15 +41,15 @@ impl Scratch {
     /// Writes the message that opens a batch.
     pub(super) fn batch_begin(&mut self, sequence: u32, out: &mut Vec<u8>) {
         // SAFETY: the scratch is longer than the 20 bytes of the message, and aligned for it.
-        let header = unsafe { sys::nftnl_batch_begin(self.0.as_mut_ptr().cast(), sequence) };
-        self.take(header, out);
+        unsafe { sys::nftnl_batch_begin(self.0.as_mut_ptr().cast(), sequence) };
+        self.take(out);
     }
 
     /// Writes the message that commits a batch.
     pub(super) fn batch_end(&mut self, sequence: u32, out: &mut Vec<u8>) {
         // SAFETY: as in batch_begin.
-        let header = unsafe { sys::nftnl_batch_end(self.0.as_mut_ptr().cast(), sequence) };
-        self.take(header, out);
+        unsafe { sys::nftnl_batch_end(self.0.as_mut_ptr().cast(), sequence) };
+        self.take(out);
     }
 
     fn begin(&mut self, header: Header) -> *mut libc::nlmsghdr {
@@ -59,12 +59,14 @@ impl Scratch {
     }
 
     /// Appends the message that was built to `out`.
-    fn take(&mut self, header: *mut libc::nlmsghdr, out: &mut Vec<u8>) {
-        // SAFETY: `header` is the start of the scratch, where libnftnl has just written a message and its length.
+    fn take(&self, out: &mut Vec<u8>) {
+        let start = self.0.as_ptr();
+        // SAFETY: at the start of the scratch libnftnl has just written a message, whose header tells its length; it is no longer than the
+        // scratch, and all bytes of that are initialised.
         let bytes = unsafe {
-            let length = (*header).nlmsg_len as usize;
+            let length = (*start.cast::<libc::nlmsghdr>()).nlmsg_len as usize;
             assert!(length <= SCRATCH_BYTES, "libnftnl ends a message of elements at 64 KiB");
-            std::slice::from_raw_parts(header.cast::<u8>(), length)
+            std::slice::from_raw_parts(start.cast::<u8>(), length)
         };
         out.extend_from_slice(bytes);
         out.resize(out.len().next_multiple_of(4), 0);
@@ -206,7 +208,7 @@ macro_rules! message {
                 let message = scratch.begin(header);
                 // SAFETY: both are alive, and the scratch has room for far more than one such object.
                 unsafe { sys::$build(message, self.0.as_ptr()) };
-                scratch.take(message, out);
+                scratch.take(out);
             }
 
             /// Reads one whole message; `None` when it is malformed.
@@ -313,7 +315,7 @@ impl SetObject {
             // SAFETY: message and iterator are alive. libnftnl ends the message when the attribute around the elements
             // exceeds 64 KiB by one element at most, and the scratch is four times that.
             let more = unsafe { sys::nftnl_set_elems_nlmsg_build_payload_iter(message, iterator.as_ptr()) };
-            scratch.take(message, out);
+            scratch.take(out);
             header.sequence += 1;
             if more <= 0 {
                 break;

@@ -12,10 +12,14 @@ use nix::{
 
 use super::{
     Batch, Chain, Element, Set, Table,
-    constants::*,
+    constants::{
+        NFT_MSG_GETCHAIN, NFT_MSG_GETGEN, NFT_MSG_GETRULE, NFT_MSG_GETSET, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE,
+        family_number,
+    },
     decode::{self, malformed},
     encode::{Encoded, RangedSets, encode, tables_to_ask_about},
     ffi::{ChainObject, Header, RuleObject, Scratch, SetObject, TableObject, c_string},
+    message::{Meaning, RawMessage, messages},
 };
 use crate::{
     error::{Error, Result},
@@ -31,11 +35,6 @@ const SEND_OVERHEAD_BYTES: usize = 4096;
 /// How often a dump is begun again when the ruleset changes under it.
 const DUMP_ATTEMPTS: usize = 10;
 
-const HEADER_BYTES: usize = 16; // struct nlmsghdr
-const NFGEN_BYTES: usize = 4; // struct nfgenmsg
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_DUMP_INTR: u16 = 0x10;
 const NFTA_GEN_ID: u16 = 1;
 
 /// One `NETLINK_NETFILTER` socket; it belongs to the namespace it was opened in, wherever its thread goes later.
@@ -111,7 +110,7 @@ impl Nft {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`](crate::Error::Refused) with the first change that the kernel did not take, as `nft` text.
+    /// [`Error::Refused`] with the first change that the kernel did not take, as `nft` text.
     pub fn commit(&mut self, batch: &Batch) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
@@ -199,7 +198,7 @@ impl Nft {
     ///
     /// # Errors
     ///
-    /// [`Error::is_not_found`](crate::Error::is_not_found) when there is no such set.
+    /// [`Error::is_not_found`] when there is no such set.
     pub fn elements(&mut self, set: &Set) -> Result<Vec<Element>> {
         let mut request = SetObject::new();
         request
@@ -221,12 +220,11 @@ impl Nft {
     /// When the kernel refuses.
     pub fn generation(&mut self) -> Result<u32> {
         let mut request = TableObject::new();
-        let message = self.get(NFT_MSG_GETGEN, 0, |header, scratch, out| request.write(header, scratch, out))?;
-        let attributes = message.get(HEADER_BYTES + NFGEN_BYTES..).unwrap_or_default();
-        attribute(attributes, NFTA_GEN_ID)
-            .and_then(|value| value.first_chunk())
-            .map(|bytes| u32::from_be_bytes(*bytes))
-            .ok_or_else(|| malformed("the generation has no number"))
+        let read = |message: &RawMessage<'_>| {
+            let number = message.attribute(NFTA_GEN_ID).and_then(|value| value.first_chunk());
+            number.map(|bytes| u32::from_be_bytes(*bytes)).ok_or_else(|| malformed("the generation has no number"))
+        };
+        self.get(NFT_MSG_GETGEN, 0, |header, scratch, out| request.write(header, scratch, out), read)
     }
 
     /// Makes the socket's buffer hold a datagram of so many bytes.
@@ -256,14 +254,13 @@ impl Nft {
             }
             for message in messages(&self.received) {
                 let message = message?;
-                match message.errno() {
-                    None => {}
-                    Some(None) => committed |= message.sequence == encoded.last,
-                    Some(Some(errno)) => {
-                        if first.is_none_or(|(sequence, _)| message.sequence < sequence) {
-                            first = Some((message.sequence, errno));
-                        }
+                match message.meaning() {
+                    Meaning::Refused(errno) => {
+                        let earliest = first.is_none_or(|(sequence, _)| message.sequence < sequence);
+                        first = if earliest { Some((message.sequence, errno)) } else { first };
                     }
+                    Meaning::Done => committed |= message.sequence == encoded.last,
+                    Meaning::Object | Meaning::End => {}
                 }
             }
         }
@@ -280,23 +277,24 @@ impl Nft {
         }
     }
 
-    /// Sends one request that `write` makes and returns the one message that answers it.
-    fn get(
+    /// Sends one request that `write` makes and returns what `read` finds in the one message that answers it.
+    fn get<T>(
         &mut self,
         kind: u16,
         family: u16,
         write: impl FnOnce(Header, &mut Scratch, &mut Vec<u8>),
-    ) -> Result<Vec<u8>> {
+        read: impl FnOnce(&RawMessage<'_>) -> Result<T>,
+    ) -> Result<T> {
         let sequence = self.request(kind, family, 0, write)?;
         loop {
             self.receive()?;
             for message in messages(&self.received) {
                 let message = message?;
-                match message.errno() {
+                match message.meaning() {
                     _ if message.sequence != sequence => {}
-                    Some(Some(errno)) => return Err(refused(kind, errno)),
-                    Some(None) => {}
-                    None => return Ok(message.whole.to_vec()),
+                    Meaning::Refused(errno) => return Err(refused(kind, errno)),
+                    Meaning::Object => return read(&message),
+                    Meaning::Done | Meaning::End => {}
                 }
             }
         }
@@ -329,14 +327,12 @@ impl Nft {
                 if message.sequence != sequence {
                     continue;
                 }
-                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-                if message.kind == NLMSG_DONE {
-                    return Ok((!interrupted).then_some(found));
-                }
-                match message.errno() {
-                    Some(Some(errno)) => return Err(refused(kind, errno)),
-                    Some(None) => {}
-                    None => found.push(message.whole.to_vec()),
+                interrupted |= message.is_interrupted();
+                match message.meaning() {
+                    Meaning::Object => found.push(message.whole.to_vec()),
+                    Meaning::End => return Ok((!interrupted).then_some(found)),
+                    Meaning::Refused(errno) => return Err(refused(kind, errno)),
+                    Meaning::Done => {}
                 }
             }
         }
@@ -394,61 +390,4 @@ fn hint(errno: Errno) -> Cow<'static, str> {
         Errno::EOPNOTSUPP => "; this kernel cannot do that: an expression or a kind of chain is not built in",
         _ => "",
     })
-}
-
-/// One message of a datagram.
-struct RawMessage<'a> {
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    whole: &'a [u8],
-}
-
-impl RawMessage<'_> {
-    /// Returns the errno of an `NLMSG_ERROR`, `Some(None)` for success; `None` for another message.
-    fn errno(&self) -> Option<Option<Errno>> {
-        if self.kind != NLMSG_ERROR {
-            return None;
-        }
-        let code = self
-            .whole
-            .get(HEADER_BYTES..)
-            .and_then(|body| body.first_chunk())
-            .map_or(0, |code| i32::from_ne_bytes(*code));
-        Some((code != 0).then(|| Errno::from_raw(-code)))
-    }
-}
-
-/// Cuts a datagram into its messages.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<RawMessage<'_>>> {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        let header = rest.first_chunk::<HEADER_BYTES>()?;
-        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        if length < HEADER_BYTES || length > rest.len() {
-            rest = &[];
-            return Some(Err(malformed("its length is wrong")));
-        }
-        let message = RawMessage {
-            kind: u16::from_ne_bytes([header[4], header[5]]),
-            flags: u16::from_ne_bytes([header[6], header[7]]),
-            sequence: u32::from_ne_bytes([header[8], header[9], header[10], header[11]]),
-            whole: &rest[..length],
-        };
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-        Some(Ok(message))
-    })
-}
-
-/// Finds an attribute by its kind.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
-        let kind = u16::from_ne_bytes(*attributes.get(2..)?.first_chunk()?);
-        let value = attributes.get(4..length)?;
-        if kind == wanted {
-            return Some(value);
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
 }

@@ -3,15 +3,16 @@
 //! Each operation is one line, which a student can type after `nft`. `nft list ruleset` prints the same things, grouped
 //! by table, and leaves out what it can infer.
 
+mod expr;
+
 use std::{
     fmt::{self, Display, Formatter},
     time::Duration,
 };
 
 use super::{
-    Batch, Chain, ChainKind, CmpOp, Ct, Data, Element, Expr, Family, FibAddress, FibResult, Field, Hook, HookPoint,
-    MapData, MasqueradeFlags, Meta, NatTarget, NumgenMode, Op, Policy, Reject, Rule, Set, Spec, Statement, Table, Type,
-    UpdateKind, Value, Verdict,
+    Batch, Chain, ChainKind, CmpOp, Data, Element, Expr, Family, Hook, HookPoint, MapData, MasqueradeFlags, NatTarget,
+    Op, Policy, Reject, Rule, Set, Spec, Statement, Table, Type, UpdateKind, Value, Verdict,
 };
 
 impl Display for Batch {
@@ -199,67 +200,6 @@ impl Display for Key<'_> {
     }
 }
 
-impl Display for Value {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ipv4(address) => write!(f, "{address}"),
-            Self::Ipv4Net(net) => write!(f, "{net}"),
-            Self::Ipv6(address) => write!(f, "{address}"),
-            Self::Ipv6Net(net) => write!(f, "{net}"),
-            Self::Protocol(1) => f.write_str("icmp"),
-            Self::Protocol(6) => f.write_str("tcp"),
-            Self::Protocol(17) => f.write_str("udp"),
-            Self::Protocol(58) => f.write_str("ipv6-icmp"),
-            Self::Protocol(132) => f.write_str("sctp"),
-            Self::Protocol(number) => write!(f, "{number}"),
-            Self::Port(port) => write!(f, "{port}"),
-            Self::PortRange(first, last) => write!(f, "{first}-{last}"),
-            Self::Mark(mark) => write!(f, "{mark:#010x}"),
-            Self::Integer(number) => write!(f, "{number}"),
-            Self::IfName(name) => write!(f, "\"{name}\""),
-            Self::Mac(mac) => write!(f, "{mac}"),
-            Self::CtState(bits) => write_bits(
-                f,
-                *bits,
-                &[
-                    (Ct::STATE_INVALID, "invalid"),
-                    (Ct::STATE_ESTABLISHED, "established"),
-                    (Ct::STATE_RELATED, "related"),
-                    (Ct::STATE_NEW, "new"),
-                    (Ct::STATE_UNTRACKED, "untracked"),
-                ],
-            ),
-            Self::CtStatus(bits) => write_bits(
-                f,
-                *bits,
-                &[
-                    (Ct::STATUS_SEEN_REPLY, "seen-reply"),
-                    (Ct::STATUS_ASSURED, "assured"),
-                    (Ct::STATUS_CONFIRMED, "confirmed"),
-                    (Ct::STATUS_SNAT, "snat"),
-                    (Ct::STATUS_DNAT, "dnat"),
-                ],
-            ),
-            Self::FibType(1) => f.write_str("unicast"),
-            Self::FibType(2) => f.write_str("local"),
-            Self::FibType(3) => f.write_str("broadcast"),
-            Self::FibType(5) => f.write_str("multicast"),
-            Self::FibType(6) => f.write_str("blackhole"),
-            Self::FibType(number) => write!(f, "{number}"),
-        }
-    }
-}
-
-/// Writes the names of bits; one without a name makes it a number.
-fn write_bits(f: &mut Formatter<'_>, bits: u32, names: &[(u32, &str)]) -> fmt::Result {
-    let named = names.iter().fold(0, |all, (bit, _)| all | bit);
-    if bits == 0 || bits & !named != 0 {
-        return write!(f, "{bits:#x}");
-    }
-    let words: Vec<_> = names.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| *word).collect();
-    f.write_str(&words.join(","))
-}
-
 impl Display for Rule {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "rule {} {}", self.table, self.chain)?;
@@ -388,102 +328,6 @@ impl Display for Verdict {
     }
 }
 
-impl Display for Expr {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Payload(field) => f.write_str(field.words()),
-            Self::Meta(key @ (Meta::Iifname | Meta::Oifname)) => f.write_str(key.word()),
-            Self::Meta(key) => write!(f, "meta {}", key.word()),
-            Self::Ct(key) => write!(f, "ct {}", key.word()),
-            Self::Fib { address, result } => {
-                let address = match address {
-                    FibAddress::Saddr => "saddr",
-                    FibAddress::Daddr => "daddr",
-                };
-                let result = match result {
-                    FibResult::Type => "type",
-                    FibResult::Oifname => "oifname",
-                };
-                write!(f, "fib {address} {result}")
-            }
-            Self::Numgen { mode, modulus, offset } => {
-                let mode = match mode {
-                    NumgenMode::Random => "random",
-                    NumgenMode::Incremental => "inc",
-                };
-                write!(f, "numgen {mode} mod {modulus}{}", Offset(*offset))
-            }
-            Self::Jhash { of, modulus, seed, offset } => {
-                write!(f, "jhash {of} mod {modulus}")?;
-                if let Some(seed) = seed {
-                    write!(f, " seed {seed:#x}")?;
-                }
-                write!(f, "{}", Offset(*offset))
-            }
-            Self::Symhash { modulus, offset } => write!(f, "symhash mod {modulus}{}", Offset(*offset)),
-            Self::Concat(parts) => write!(f, "{}", Joined(parts, " . ")),
-            Self::Map { key, map } => write!(f, "{key} map @{map}"),
-            Self::And(of, mask) => write!(f, "{of} & {mask:#010x}"),
-            Self::Or(of, bits) => write!(f, "{of} | {bits:#010x}"),
-            Self::Xor(of, bits) => write!(f, "{of} ^ {bits:#010x}"),
-            Self::Const(value) => write!(f, "{value}"),
-        }
-    }
-}
-
-impl Field {
-    fn words(self) -> &'static str {
-        match self {
-            Self::IpSaddr => "ip saddr",
-            Self::IpDaddr => "ip daddr",
-            Self::IpProtocol => "ip protocol",
-            Self::IpChecksum => "ip checksum",
-            Self::Ip6Saddr => "ip6 saddr",
-            Self::Ip6Daddr => "ip6 daddr",
-            Self::ThSport => "th sport",
-            Self::ThDport => "th dport",
-            Self::TcpSport => "tcp sport",
-            Self::TcpDport => "tcp dport",
-            Self::UdpSport => "udp sport",
-            Self::UdpDport => "udp dport",
-            Self::EtherSaddr => "ether saddr",
-            Self::EtherDaddr => "ether daddr",
-        }
-    }
-}
-
-impl Meta {
-    fn word(self) -> &'static str {
-        match self {
-            Self::L4proto => "l4proto",
-            Self::Nfproto => "nfproto",
-            Self::Mark => "mark",
-            Self::Iifname => "iifname",
-            Self::Oifname => "oifname",
-            Self::Nftrace => "nftrace",
-        }
-    }
-}
-
-impl Ct {
-    fn word(self) -> &'static str {
-        match self {
-            Self::State => "state",
-            Self::Status => "status",
-            Self::Mark => "mark",
-            Self::Direction => "direction",
-        }
-    }
-}
-
-struct Offset(u32);
-
-impl Display for Offset {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        if self.0 == 0 { Ok(()) } else { write!(f, " offset {}", self.0) }
-    }
-}
-
 /// A time as `nft` reads it.
 struct Time(Duration);
 
@@ -507,5 +351,49 @@ impl<T: Display> Display for Joined<'_, T> {
             write!(f, "{between}{item}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nft::{Ct, Field};
+
+    #[test]
+    fn operations_print_as_the_lines_that_nft_reads() {
+        let table = Table::new(Family::Ip, "kproxy");
+        let fronts = Set::map(
+            &table,
+            "front",
+            Spec::types([Type::Ipv4Addr, Type::InetProto, Type::InetService]),
+            Spec::types([Type::Mark]),
+        );
+        let key = [Value::Ipv4([172, 30, 0, 1].into()), Value::Protocol(6), Value::Port(80)];
+        let element = Element::map(key, [Value::Mark(0x0030_0001)]);
+        let is_new = Statement::equal(Ct::State, Value::CtState(Ct::STATE_NEW | Ct::STATE_RELATED));
+        let mut rule =
+            Rule::new(&table, "post", [is_new, Statement::not_in_set(Field::IpSaddr, "pods"), Statement::drop()]);
+        rule.comment = Some("outside".into());
+        for (op, line) in [
+            (
+                Op::AddSet(fronts.clone()),
+                "add map ip kproxy front { type ipv4_addr . inet_proto . inet_service : mark; }",
+            ),
+            (
+                Op::AddElements { set: fronts.clone(), elements: vec![element.clone()] },
+                "add element ip kproxy front { 172.30.0.1 . tcp . 80 : 0x00300001 }",
+            ),
+            (
+                Op::DelElements { set: fronts, elements: vec![element] },
+                "delete element ip kproxy front { 172.30.0.1 . tcp . 80 }",
+            ),
+            (
+                Op::AddRule(rule),
+                "add rule ip kproxy post ct state related,new ip saddr != @pods drop comment \"outside\"",
+            ),
+            (Op::DelRule { table, chain: "post".into(), handle: 7 }, "delete rule ip kproxy post handle 7"),
+        ] {
+            assert_eq!(op.to_string(), line);
+        }
     }
 }

@@ -19,7 +19,7 @@ pub fn make_all_private() -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::is_not_found`](crate::Error::is_not_found) when `target` does not exist.
+/// [`Error::is_not_found`] when `target` does not exist.
 pub fn tmpfs(target: &Path) -> Result<()> {
     mount_type("tmpfs", target, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))
 }
@@ -28,7 +28,7 @@ pub fn tmpfs(target: &Path) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::is_not_found`](crate::Error::is_not_found) when either does not exist.
+/// [`Error::is_not_found`] when either does not exist.
 pub fn bind(source: &Path, target: &Path) -> Result<()> {
     let action = || format!("show {} at {}", source.display(), target.display());
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
@@ -76,7 +76,7 @@ pub fn sysfs(target: &Path) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::System`](crate::Error::System) when `target` is not a mount point.
+/// [`Error::System`] when `target` is not a mount point.
 pub fn make_shared(target: &Path) -> Result<()> {
     set_propagation(target, MsFlags::MS_REC | MsFlags::MS_SHARED, &format!("share {}", target.display()))
 }

@@ -50,7 +50,7 @@ pub(crate) fn aff() -> Set {
         Spec::type_of([Field::IpSaddr.into(), Ct::Mark.into(), Meta::L4proto.into()]),
         Spec::type_of([Field::IpDaddr.into(), Field::ThDport.into()]),
     )
-    .dynamic(65536, Some(Duration::from_secs(3 * 3600)))
+    .dynamic(65536, Some(Duration::from_hours(3)))
 }
 
 /// Returns every set with its elements.
