@@ -266,7 +266,7 @@ fn fetch(address: Ipv4Addr, port: u16, path: &str) -> String {
     format!("curl -sS --fail --max-time 5 -o /dev/null http://{address}:{port}{path}")
 }
 
-/// Runs the checks; each must pass within [`SERVICE_TIMEOUT`].
+/// Runs the checks; each must pass within ten seconds.
 ///
 /// # Errors
 ///

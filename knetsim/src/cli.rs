@@ -98,8 +98,14 @@ pub struct ExecArgs {
     /// Which lab
     #[command(flatten)]
     pub lab: LabArgs,
-    /// NODE[.CONTAINER], or CLUSTER NODE [CONTAINER]; then the command
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true, value_name = "PLACE… [--] COMMAND…")]
+    /// The place, then the command
+    #[arg(
+        help = "NODE[.CONTAINER], or CLUSTER NODE [CONTAINER]; then the command",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true,
+        value_name = "PLACE… [--] COMMAND…"
+    )]
     pub words: Vec<String>,
 }
 
@@ -109,8 +115,8 @@ pub struct ShellArgs {
     /// Which lab
     #[command(flatten)]
     pub lab: LabArgs,
-    /// NODE[.CONTAINER], or CLUSTER NODE [CONTAINER]
-    #[arg(required = true, value_name = "PLACE…")]
+    /// The place
+    #[arg(help = "NODE[.CONTAINER], or CLUSTER NODE [CONTAINER]", required = true, value_name = "PLACE…")]
     pub words: Vec<String>,
 }
 

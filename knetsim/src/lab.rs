@@ -1,6 +1,6 @@
 //! The lab as `conf/lab.toml` describes it: clusters, nodes, containers, services.
 //!
-//! [`file`] is what a student writes; this module is what the rest of the program works with. Whatever is in a [`Lab`] has
+//! `lab/file.rs` is what a student writes; this module is what the rest of the program works with. Whatever is in a [`Lab`] has
 //! been checked: names are unique, addresses lie in their networks, and each reference points at something that exists.
 
 mod check;
