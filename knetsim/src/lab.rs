@@ -5,12 +5,16 @@
 
 mod check;
 mod file;
+mod name;
 
 use std::{net::Ipv4Addr, path::Path};
 
 use ipnet::Ipv4Net;
 
-pub use self::check::{LabError, container_name, vip_service_name};
+pub use self::{
+    check::LabError,
+    name::{container_name, vip_service_name},
+};
 
 /// A whole lab.
 #[derive(Debug, Clone, PartialEq, Eq)]

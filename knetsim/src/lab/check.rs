@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -12,7 +11,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Cluster, ClusterName, Container, Endpoints, Expose, Ingress, Lab, Node, PodNetwork, Rate, Service, Underlay, file,
+    Cluster, ClusterName, Container, Endpoints, Expose, Ingress, Lab, Node, PodNetwork, Service, Underlay, file,
+    name::{cluster_name, container_name, interface_name, object_name, rate, short_name, vip_service_name},
 };
 
 /// Why a lab file was refused.
@@ -77,13 +77,13 @@ pub(super) fn check_with(
 }
 
 /// The file under check, to make errors with.
-struct Source<'a> {
-    path: &'a Path,
-    text: &'a str,
+pub(super) struct Source<'a> {
+    pub(super) path: &'a Path,
+    pub(super) text: &'a str,
 }
 
 impl Source<'_> {
-    fn error(&self, span: Range<usize>, message: String) -> LabError {
+    pub(super) fn error(&self, span: Range<usize>, message: String) -> LabError {
         let before = &self.text[..span.start.min(self.text.len())];
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
@@ -352,104 +352,6 @@ fn find_worker(source: &Source<'_>, cluster: &Cluster, worker: &Spanned<String>)
     }
 }
 
-fn cluster_name(source: &Source<'_>, name: &Spanned<String>) -> Result<ClusterName, LabError> {
-    let text = name.get_ref();
-    let id = text.strip_prefix('C').unwrap_or("");
-    let fits = (1..=3).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    if fits {
-        Ok(ClusterName(text.clone()))
-    } else {
-        let message = format!("cluster name {text:?} must be C and one to three digits or lower-case letters, like C0");
-        Err(source.error(name.span(), message))
-    }
-}
-
-/// A node's name within its cluster. With the cluster's name before it and `-eth0` behind, it must fit an interface name.
-fn short_name(source: &Source<'_>, name: &Spanned<String>) -> Result<String, LabError> {
-    let text = name.get_ref();
-    let fits = (1..=6).contains(&text.len())
-        && text.starts_with(|first: char| first.is_ascii_lowercase())
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    if fits {
-        Ok(text.clone())
-    } else {
-        let message =
-            format!("node name {text:?} must be one to six lower-case letters and digits, a letter first, like w1");
-        Err(source.error(name.span(), message))
-    }
-}
-
-/// Checks a container's name: 1 to 32 letters, digits, `-`, `.`, not first. `_` would be ambiguous in `k0_c1`.
-///
-/// # Errors
-///
-/// A sentence that says what a name looks like.
-pub fn container_name(text: &str) -> Result<String, String> {
-    let fits = (1..=32).contains(&text.len())
-        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.');
-    if fits {
-        Ok(text.to_owned())
-    } else {
-        Err(format!(
-            "container name {text:?} must be 1 to 32 letters, digits, '-' or '.', a letter or digit first, like c1"
-        ))
-    }
-}
-
-/// The name of the Service that `kp_vip_add` makes for an address.
-#[must_use]
-pub fn vip_service_name(address: Ipv4Addr) -> String {
-    format!("vip-{}", address.to_string().replace('.', "-"))
-}
-
-/// A Kubernetes object's name (RFC 1123 label).
-fn object_name(source: &Source<'_>, name: &Spanned<String>) -> Result<String, LabError> {
-    let text = name.get_ref();
-    let fits = (1..=63).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        && !text.starts_with('-')
-        && !text.ends_with('-');
-    if fits {
-        Ok(text.clone())
-    } else {
-        let message = format!("name {text:?} must be 1 to 63 lower-case letters, digits or '-', like grp1");
-        Err(source.error(name.span(), message))
-    }
-}
-
-fn interface_name(source: &Source<'_>, name: &Spanned<String>) -> Result<String, LabError> {
-    let text = name.get_ref();
-    // A port of the switch is called `C0s0-eth1`, so up to eight bytes go to what stands behind the name.
-    let fits = (1..=8).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if fits {
-        Ok(text.clone())
-    } else {
-        let message = format!("bridge name {text:?} must be one to eight letters and digits, like t0");
-        Err(source.error(name.span(), message))
-    }
-}
-
-fn rate(source: &Source<'_>, rate: Option<&Spanned<String>>) -> Result<Option<Rate>, LabError> {
-    let Some(rate) = rate else { return Ok(None) };
-    let text = rate.get_ref();
-    let digits = text.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
-    let factor = match &text[digits.len()..] {
-        "kbit" => Some(1_000),
-        "mbit" => Some(1_000_000),
-        "gbit" => Some(1_000_000_000),
-        _ => None,
-    };
-    let bits = digits.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
-    match bits {
-        Some(bits_per_second) if bits_per_second >= 8_000 => Ok(Some(Rate { bits_per_second })),
-        _ => Err(source.error(
-            rate.span(),
-            format!("rate {text:?} must be a number with kbit, mbit or gbit, at least 8kbit, like 100mbit"),
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -524,16 +426,5 @@ mod tests {
         let lab = include_str!("../../../conf/lab.toml");
         let line = lab.lines().position(|line| line.contains("\"10.0.0.4\"")).unwrap() + 1;
         assert!(message.starts_with(&format!("lab.toml:{line}:")), "{message}");
-    }
-
-    #[test]
-    fn rates_are_read_as_tc_writes_them() {
-        let source = Source { path: Path::new("x"), text: "" };
-        let read = |text: &str| rate(&source, Some(&Spanned::new(0..0, text.to_owned())));
-        assert_eq!(read("100mbit").unwrap(), Some(Rate { bits_per_second: 100_000_000 }));
-        assert_eq!(read("64kbit").unwrap(), Some(Rate { bits_per_second: 64_000 }));
-        for wrong in ["100", "mbit", "1kbit", "100MB", "99999999999999gbit"] {
-            assert!(read(wrong).is_err(), "{wrong}");
-        }
     }
 }
