@@ -3,7 +3,8 @@
 # make help   the rest
 
 CARGO ?= cargo
-PACKAGES = linux-net flannel-rs cni-plugin kproxy-rs ingress-rs interconnect-rs knetsim tests
+# An ordinary user's PATH lacks the directories of ip, nft and nginx on Debian.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .PHONY: help run build test lint bench deps real
 
