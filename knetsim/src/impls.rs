@@ -201,11 +201,17 @@ pub fn programs(component: Component, choice: Impl) -> Vec<Program> {
 /// Real programs that are used when they are there and do without otherwise, with what stands in for them.
 pub const OPTIONAL_REAL: [(Program, &str); 2] = [
     (program("flannel", "run `make real` where Go is installed"), "ours hands over to the real bridge and host-local"),
-    (program("cnitool", "run `make real` where Go is installed"), "ours calls the real plugins"),
+    (program(CNITOOL, "run `make real` where Go is installed"), "ours calls the real plugins"),
 ];
 
 /// Directories with programs beyond PATH: those of root, which an ordinary user's PATH lacks, and those of CNI plugins.
-const EXTRA_DIRECTORIES: [&str; 5] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/cni/bin", "/usr/lib/cni"];
+const EXTRA_DIRECTORIES: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", PLUGIN_DIRECTORIES[0]];
+
+/// See [`plugin_directories`].
+const PLUGIN_DIRECTORIES: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+
+/// The runtime side of CNI: no plugin, so it may be anywhere on PATH.
+const CNITOOL: &str = "cnitool";
 
 /// Where programs are looked for, in order: beside `knetsim` itself, on PATH, then in the usual places of daemons.
 #[must_use]
@@ -237,6 +243,29 @@ pub fn find_real(name: &str) -> Option<PathBuf> {
     directories.map(|directory| directory.join(name)).find(|candidate| is_executable(candidate))
 }
 
+/// Finds a real CNI plugin. Plugins are looked for where plugins are kept only: one of them is called `bridge`, and so is a
+/// program of iproute2.
+#[must_use]
+pub fn find_plugin(name: &str) -> Option<PathBuf> {
+    plugin_directories().into_iter().map(|directory| directory.join(name)).find(|candidate| is_executable(candidate))
+}
+
+/// Where real CNI plugins are kept: the specification's usual place, and Debian's.
+#[must_use]
+pub fn plugin_directories() -> Vec<PathBuf> {
+    PLUGIN_DIRECTORIES.iter().map(PathBuf::from).filter(|directory| directory.is_dir()).collect()
+}
+
+/// Finds a program of an implementation of a component.
+#[must_use]
+pub fn find_for(component: Component, choice: Impl, name: &str) -> Option<PathBuf> {
+    match (component, choice) {
+        (Component::Cni, Impl::Real) if name != CNITOOL => find_plugin(name),
+        (_, Impl::Rust) => find(name),
+        (_, Impl::Real | Impl::Nft) => find_real(name),
+    }
+}
+
 fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
@@ -245,11 +274,13 @@ fn is_executable(path: &Path) -> bool {
 /// The programs that a choice needs and this machine lacks.
 #[must_use]
 pub fn missing(impls: &Impls) -> Vec<(Option<Component>, Program)> {
-    let needed = NEEDED.iter().map(|program| (None, *program));
+    let needed = NEEDED.iter().filter(|program| find(program.name).is_none()).map(|program| (None, *program));
     let chosen = COMPONENTS.into_iter().flat_map(|component| {
-        programs(component, impls.of(component)).into_iter().map(move |program| (Some(component), program))
+        let choice = impls.of(component);
+        let lacking = move |program: &Program| find_for(component, choice, program.name).is_none();
+        programs(component, choice).into_iter().filter(lacking).map(move |program| (Some(component), program))
     });
-    needed.chain(chosen).filter(|(_, program)| find(program.name).is_none()).collect()
+    needed.chain(chosen).collect()
 }
 
 #[cfg(test)]
@@ -283,6 +314,14 @@ mod tests {
             let error = text.parse::<ImplArg>().unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn the_bridge_of_iproute2_is_not_taken_for_the_plugin() {
+        if let Some(plugin) = find_for(Component::Cni, Impl::Real, "bridge") {
+            assert!(plugin_directories().iter().any(|directory| plugin.starts_with(directory)), "{}", plugin.display());
+        }
+        assert_eq!(find_plugin("ip"), None);
     }
 
     #[test]

@@ -41,14 +41,13 @@ pub fn run() -> anyhow::Result<ExitCode> {
             }
             text.push_str(&format!("\n--impl {component}={choice}\n"));
             for program in impls::programs(component, choice) {
-                let path =
-                    if choice == Impl::Rust { impls::find(program.name) } else { impls::find_real(program.name) };
+                let path = impls::find_for(component, choice, program.name);
                 let found = report_program(&mut text, &program, path.map(|path| path.display().to_string()));
                 ready &= found || choice != Impl::Rust;
             }
             if component == Component::Cni && choice == Impl::Real {
                 for (program, stand_in) in &OPTIONAL_REAL {
-                    let path = impls::find_real(program.name).map(|path| path.display().to_string());
+                    let path = impls::find_for(component, choice, program.name).map(|path| path.display().to_string());
                     let found = report_program(&mut text, program, path);
                     if !found {
                         text.push_str(&format!("{:>12}without it {stand_in}\n", ""));

@@ -46,7 +46,7 @@ pub fn install(processes: &Processes, choice: Impl) -> anyhow::Result<Plugins> {
         Impl::Rust | Impl::Nft => Ok(Plugins { cnitool: our_tool, path: PLUGINS.into(), remark: None }),
         Impl::Real => {
             let mut missing = Vec::new();
-            if impls::find_real("flannel").is_none() {
+            if impls::find_plugin("flannel").is_none() {
                 missing.push("flannel");
             }
             let cnitool = impls::find_real("cnitool").unwrap_or_else(|| {
@@ -54,11 +54,8 @@ pub fn install(processes: &Processes, choice: Impl) -> anyhow::Result<Plugins> {
                 our_tool
             });
             // The real plugins come first, so that ours stand in only for what is missing.
-            let directories: Vec<PathBuf> = impls::search_path()
-                .into_iter()
-                .filter(|directory| directory.ends_with("cni/bin") || directory.ends_with("lib/cni"))
-                .chain([PathBuf::from(PLUGINS)])
-                .collect();
+            let mut directories = impls::plugin_directories();
+            directories.push(PathBuf::from(PLUGINS));
             let path = std::env::join_paths(&directories).context("a plugin directory has a ':' in its name")?;
             let remark = (!missing.is_empty()).then(|| {
                 format!(
