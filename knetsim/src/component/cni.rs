@@ -59,7 +59,7 @@ pub fn install(processes: &Processes, choice: Impl) -> anyhow::Result<Plugins> {
             let path = std::env::join_paths(&directories).context("a plugin directory has a ':' in its name")?;
             let remark = (!missing.is_empty()).then(|| {
                 format!(
-                    "the real {} is not installed, so ours calls the real plugins (`make real`)",
+                    "not installed of the real programs: {}; ours calls the real plugins (`make real`)",
                     missing.join(" and ")
                 )
             });
