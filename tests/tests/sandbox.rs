@@ -111,6 +111,23 @@ fn a_second_terminal_enters_nodes_and_containers() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_detached_lab_that_is_still_booting_ends_with_whoever_boots_it() -> anyhow::Result<()> {
+    let name = unique_name("cut");
+    let directory = tests::directory_of(&name);
+    let mut up = knetsim(&["up", "--detach", "--name", &name])?.stderr(std::process::Stdio::null()).spawn()?;
+    let record = || std::fs::read_to_string(directory.join("lab.json")).unwrap_or_default();
+    let recorded = eventually("the record of the lab", GONE_WITHIN, || record().contains("pid"));
+    up.kill()?;
+    up.wait()?;
+    recorded?;
+    let record: serde_json::Value = serde_json::from_str(&record())?;
+    let process = PathBuf::from(format!("/proc/{}", record["pid"]));
+    let gone = eventually("the end of process 1", GONE_WITHIN, || !process.exists());
+    std::fs::remove_dir_all(&directory)?;
+    gone
+}
+
+#[test]
 fn a_detached_lab_runs_until_down() -> anyhow::Result<()> {
     let name = unique_name("detach");
     run(&mut knetsim(&["up", "--detach", "--name", &name])?)?.ok()?;

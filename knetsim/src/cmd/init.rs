@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::Context;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::{
+    prctl::set_pdeathsig,
+    signal::{SigSet, SigmaskHow, Signal, pthread_sigmask},
+};
 
 use super::up::{INIT_VARIABLE, InitOptions, Mode, state_directory};
 use crate::{
@@ -84,6 +87,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let booted = boot::boot(boot).and_then(|world| {
         if options.checks {
             boot::run_checks(&world, &mut progress)?;
+        }
+        if options.mode == Mode::Wait {
+            // Whoever boots a detached lab waits for the control socket and leaves.
+            set_pdeathsig(None)?;
         }
         let down = end.clone();
         control::serve(state_directory(), Arc::clone(&world), move || {

@@ -190,7 +190,13 @@ fn detached(options: &InitOptions, directory: &LabDir, lock: File) -> anyhow::Re
     let mut shown = File::open(&log_path)?;
     let mut command = init_command(options)?;
     // The lab keeps its lock for as long as process 1 holds its standard input, from which nothing is read.
-    command.new_session().stdin(Stdio::from(OwnedFd::from(lock))).stdout(log.try_clone()?).stderr(log);
+    // Until the lab is up it ends with this process, however that ends; process 1 then cuts the tie itself.
+    command
+        .new_session()
+        .die_with_parent()
+        .stdin(Stdio::from(OwnedFd::from(lock)))
+        .stdout(log.try_clone()?)
+        .stderr(log);
     let record = directory.create_record()?;
     let mut child = command.spawn().context("start process 1 of the lab")?;
     directory.write_record(&record, child.id().cast_signed())?;
