@@ -11,14 +11,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub struct Progress {
     began: Instant,
     terminal: bool,
-    steps: Vec<(String, Duration)>,
 }
 
 impl Progress {
     /// Begins to count.
     #[must_use]
     pub fn new() -> Self {
-        Self { began: Instant::now(), terminal: std::io::stderr().is_terminal(), steps: Vec::new() }
+        Self { began: Instant::now(), terminal: std::io::stderr().is_terminal() }
     }
 
     /// Carries out a step and prints its line.
@@ -36,7 +35,6 @@ impl Progress {
         }
         let made = result.map_err(|error| error.context(format!("step {name:?} failed")))?;
         write_line(&format!("  {name:<14} {made:<44} {:>7.3} s", took.as_secs_f64()));
-        self.steps.push((name.to_owned(), took));
         Ok(())
     }
 
@@ -48,12 +46,6 @@ impl Progress {
     /// Prints the time of all steps together.
     pub fn done(&self, what: &str) {
         write_line(&format!("  {:<14} {what:<44} {:>7.3} s", "", self.began.elapsed().as_secs_f64()));
-    }
-
-    /// The steps so far, with their times.
-    #[must_use]
-    pub fn steps(&self) -> &[(String, Duration)] {
-        &self.steps
     }
 }
 

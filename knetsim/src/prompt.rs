@@ -26,9 +26,6 @@ const HISTORY_LINES: usize = 1000;
 /// The prompt itself.
 const PROMPT: &str = "knetsim> ";
 
-/// Where a sentence for the student goes that no command asked for: above the prompt, or to standard error.
-pub type Announce = Arc<dyn Fn(&str) + Send + Sync>;
-
 /// Runs lines until the student leaves. On a terminal with history and completion; else every line of standard input.
 /// Returns the exit status: that of the first line that failed, where lines are read from a script; 0 at a terminal.
 ///

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use etcd_client::{Client, ConnectOptions, GetOptions};
+use etcd_client::{Client, ConnectOptions};
 use linux_net::NetNs;
 
 use crate::lab::{Cluster, ETCD_CLIENT_PORT};
@@ -21,18 +21,16 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A key and its value.
 pub type KeyValue = (String, Vec<u8>);
 
-type Reply<T> = mpsc::Sender<anyhow::Result<T>>;
-
-enum Request {
-    Put(Vec<KeyValue>, Reply<()>),
-    List(String, Reply<Vec<KeyValue>>),
-    Delete(String, Reply<bool>),
+/// Values to write, and where the result goes.
+struct Put {
+    values: Vec<KeyValue>,
+    reply: mpsc::Sender<anyhow::Result<()>>,
 }
 
 /// A handle on one cluster's etcd.
 #[derive(Debug, Clone)]
 pub struct Store {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<Put>,
 }
 
 impl Store {
@@ -58,31 +56,10 @@ impl Store {
     ///
     /// When etcd does not take them in time.
     pub fn put(&self, values: Vec<KeyValue>) -> anyhow::Result<()> {
-        self.ask(|reply| Request::Put(values, reply))
-    }
-
-    /// Reads all values below a prefix, in the order of their keys.
-    ///
-    /// # Errors
-    ///
-    /// When etcd does not answer in time.
-    pub fn list(&self, prefix: &str) -> anyhow::Result<Vec<KeyValue>> {
-        self.ask(|reply| Request::List(prefix.to_owned(), reply))
-    }
-
-    /// Removes a key; returns whether it was there.
-    ///
-    /// # Errors
-    ///
-    /// When etcd does not answer in time.
-    pub fn delete(&self, key: &str) -> anyhow::Result<bool> {
-        self.ask(|reply| Request::Delete(key.to_owned(), reply))
-    }
-
-    fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> anyhow::Result<T> {
         let (reply, answer) = mpsc::channel();
-        self.requests.send(request(reply)).map_err(|_| anyhow!("the thread that talks to etcd has ended"))?;
-        answer.recv().map_err(|_| anyhow!("the thread that talks to etcd has ended"))?
+        let ended = || anyhow!("the thread that talks to etcd has ended");
+        self.requests.send(Put { values, reply }).map_err(|_| ended())?;
+        answer.recv().map_err(|_| ended())?
     }
 }
 
@@ -90,41 +67,18 @@ fn endpoint(address: Ipv4Addr) -> String {
     format!("http://{address}:{ETCD_CLIENT_PORT}")
 }
 
-fn serve(queue: &mpsc::Receiver<Request>, endpoints: &Vec<String>) {
+fn serve(queue: &mpsc::Receiver<Put>, endpoints: &Vec<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else { return }; // each request then fails: the thread has ended
     let mut client = None;
-    for request in queue {
-        runtime.block_on(async {
-            match request {
-                Request::Put(values, reply) => {
-                    let result = retry(&mut client, endpoints, async |client| {
-                        for (key, value) in &values {
-                            client.put(key.as_str(), value.clone(), None).await?;
-                        }
-                        Ok(())
-                    });
-                    let _ = reply.send(result.await);
-                }
-                Request::List(prefix, reply) => {
-                    let result = retry(&mut client, endpoints, async |client| {
-                        let options = GetOptions::new().with_prefix();
-                        let response = client.get(prefix.as_str(), Some(options)).await?;
-                        let values = response.kvs().iter();
-                        Ok(values
-                            .map(|kv| (String::from_utf8_lossy(kv.key()).into_owned(), kv.value().to_vec()))
-                            .collect())
-                    });
-                    let _ = reply.send(result.await);
-                }
-                Request::Delete(key, reply) => {
-                    let result = retry(&mut client, endpoints, async |client| {
-                        Ok(client.delete(key.as_str(), None).await?.deleted() > 0)
-                    });
-                    let _ = reply.send(result.await);
-                }
+    for Put { values, reply } in queue {
+        let result = runtime.block_on(retry(&mut client, endpoints, async |client| {
+            for (key, value) in &values {
+                client.put(key.as_str(), value.clone(), None).await?;
             }
-        });
+            Ok(())
+        }));
+        let _ = reply.send(result); // whoever asked may have gone
     }
 }
 

@@ -5,11 +5,10 @@
 use std::{
     collections::BTreeMap,
     fs::OpenOptions,
-    io::Write,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, MutexGuard, mpsc},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use linux_net::{NetNs, process::CommandNamespaceExt as _};
@@ -334,12 +333,4 @@ pub fn log_tail(log: &Path, lines: usize) -> String {
     let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-/// Writes a line to a daemon's log that does not come from the daemon.
-pub fn log_remark(log: &Path, remark: &str) {
-    if let Ok(mut file) = OpenOptions::new().create(true).append(true).open(log) {
-        let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let _ = writeln!(file, "--- knetsim at {seconds}: {remark}");
-    }
 }

@@ -8,7 +8,7 @@
 //!  C0e1 C0w1 …                      C0w1: a namespace with C0w1-eth0, whose other end is C0s0-eth3
 //! ```
 
-use std::process::Command;
+use std::{collections::BTreeMap, process::Command};
 
 use anyhow::{Context, bail};
 use ipnet::{IpNet, Ipv4Net};
@@ -145,18 +145,10 @@ pub fn restore_routes(netlink: &mut Netlink, lab: &Lab, cluster: &Cluster, node:
 ///
 /// The first operation that the kernel refused, as the command a student would have typed.
 pub fn build(lab: &Lab, processes: &Processes) -> anyhow::Result<()> {
-    let mut namespaces = std::collections::BTreeMap::new();
-    for (_, node) in lab.nodes() {
-        namespaces.insert(node.name.clone(), NetNs::create(&node.name)?);
-    }
-    let netns = |name: &str| namespaces.get(name).cloned().with_context(|| format!("{name} has no namespace"));
-    let plan = plan(lab, netns)?;
-    apply(&mut Netlink::open()?, &plan.bridges)?;
+    let namespaces = wire(lab)?;
+    let netns = |name: &str| find(&namespaces, name);
     // The bridges of the sandbox forward as a switch does, without asking netfilter (as the original set it).
     set_if_present("net.bridge.bridge-nf-call-iptables", "0")?;
-    for (name, ops) in &plan.nodes {
-        apply(&mut Netlink::open_in(&netns(name)?)?, ops).with_context(|| format!("on {name}"))?;
-    }
     for cluster in &lab.clusters {
         for worker in &cluster.workers {
             netns(&worker.name)?.run(|| prepare_worker(&worker.name))??;
@@ -166,6 +158,28 @@ pub fn build(lab: &Lab, processes: &Processes) -> anyhow::Result<()> {
         limit_rate(link, &netns, processes)?;
     }
     Ok(())
+}
+
+/// Makes the namespaces and the cables alone; returns the namespaces by the nodes' names.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn wire(lab: &Lab) -> anyhow::Result<BTreeMap<String, NetNs>> {
+    let mut namespaces = BTreeMap::new();
+    for (_, node) in lab.nodes() {
+        namespaces.insert(node.name.clone(), NetNs::create(&node.name)?);
+    }
+    let plan = plan(lab, |name| find(&namespaces, name))?;
+    apply(&mut Netlink::open()?, &plan.bridges)?;
+    for (name, ops) in &plan.nodes {
+        apply(&mut Netlink::open_in(&find(&namespaces, name)?)?, ops).with_context(|| format!("on {name}"))?;
+    }
+    Ok(namespaces)
+}
+
+fn find(namespaces: &BTreeMap<String, NetNs>, name: &str) -> anyhow::Result<NetNs> {
+    namespaces.get(name).cloned().with_context(|| format!("{name} has no namespace"))
 }
 
 fn apply(netlink: &mut Netlink, ops: &[Op]) -> anyhow::Result<()> {

@@ -9,10 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use linux_net::{
-    NetNs, Netlink, Op,
-    sandbox::{self as namespaces, Namespaces},
-};
+use linux_net::sandbox::{self as namespaces, Namespaces};
 use serde::Serialize;
 
 use crate::{
@@ -160,7 +157,7 @@ pub fn topology(args: &BenchTopologyArgs) -> anyhow::Result<ExitCode> {
     if args.ip {
         topology_with_ip(args.nodes, &path)?;
     } else {
-        topology_with_netlink(args.nodes)?;
+        crate::topology::wire(&star(args.nodes)?)?;
     }
     print(&format!("{}\n", seconds(began.elapsed())))?;
     Ok(ExitCode::SUCCESS)
@@ -168,23 +165,6 @@ pub fn topology(args: &BenchTopologyArgs) -> anyhow::Result<ExitCode> {
 
 fn seconds(time: Duration) -> f64 {
     time.as_secs_f64()
-}
-
-/// The same operations as a lab's topology, from the same plan.
-fn topology_with_netlink(nodes: u32) -> anyhow::Result<()> {
-    let lab = star(nodes)?;
-    let mut namespaces = std::collections::BTreeMap::new();
-    for (_, node) in lab.nodes() {
-        namespaces.insert(node.name.clone(), NetNs::create(&node.name)?);
-    }
-    let netns = |name: &str| namespaces.get(name).cloned().context("a node has no namespace");
-    let plan = crate::topology::plan(&lab, netns)?;
-    let apply = |netlink: &mut Netlink, ops: &[Op]| netlink.apply_all(ops).into_iter().collect::<Result<(), _>>();
-    apply(&mut Netlink::open()?, &plan.bridges)?;
-    for (name, ops) in &plan.nodes {
-        apply(&mut Netlink::open_in(&netns(name)?)?, ops)?;
-    }
-    Ok(())
 }
 
 /// The same with the `ip` program: one batch for the namespaces, one for the links, one per namespace for the rest.

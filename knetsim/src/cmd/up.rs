@@ -9,7 +9,7 @@
 
 use std::{
     fs::File,
-    io::{IsTerminal, Read, Write},
+    io::{Read, Write},
     os::fd::{AsFd, OwnedFd},
     path::Path,
     process::{Command, ExitCode, Stdio},
@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use linux_net::{
-    process::{CommandNamespaceExt as _, set_foreground},
+    process::CommandNamespaceExt as _,
     sandbox::{self, Namespaces},
 };
 use nix::{
@@ -27,7 +27,7 @@ use nix::{
         termios::{SetArg, tcgetattr, tcsetattr},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Pid, geteuid, getpgrp},
+    unistd::{Pid, geteuid},
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,7 @@ use crate::{
     impls::{self, Impls},
     lab::Lab,
     labdir::LabDir,
+    terminal::Terminal,
 };
 
 /// The variable through which process 1 is told what to do.
@@ -152,10 +153,9 @@ fn attached(options: &InitOptions, directory: &LabDir, _lock: &File) -> anyhow::
 
     let mut command = init_command(options)?;
     command.die_with_parent().own_process_group();
-    let stdin = std::io::stdin();
-    let terminal = (stdin.is_terminal() && linux_net::process::foreground(stdin.as_fd()).is_ok()).then_some(&stdin);
-    let settings = terminal.and_then(|terminal| tcgetattr(terminal).ok());
-    if let Some(terminal) = terminal {
+    let terminal = Terminal::of_stdin();
+    let settings = terminal.as_ref().and_then(|terminal| tcgetattr(terminal).ok());
+    if let Some(terminal) = &terminal {
         command.foreground_of(terminal.as_fd());
     }
     let record = directory.create_record()?;
@@ -175,9 +175,9 @@ fn attached(options: &InitOptions, directory: &LabDir, _lock: &File) -> anyhow::
     };
     if let Some(terminal) = terminal {
         // The prompt may have been ended in the middle of a line, with the terminal in raw mode.
-        let _ = set_foreground(terminal.as_fd(), getpgrp());
+        let _ = terminal.take_foreground();
         if let Some(settings) = settings {
-            let _ = tcsetattr(terminal, SetArg::TCSADRAIN, &settings);
+            let _ = tcsetattr(&terminal, SetArg::TCSADRAIN, &settings);
         }
     }
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
