@@ -72,12 +72,16 @@ pub fn boot(boot: Boot<'_>) -> anyhow::Result<Arc<World>> {
         let files = authority.issue(cluster.name.as_str(), cluster.router().address)?;
         certificates.insert(cluster.name.clone(), files);
     }
-    let plugins = cni::install(&processes, impls.of(Component::Cni))?;
-    let remark = plugins.remark.clone();
-    let world = Arc::new(World::new(name, lab, impls, processes, supervisor, plugins, stores, certificates));
-    if let Some(remark) = remark {
-        progress.remark(&remark);
+    cni::install(&processes)?;
+    let mut plugins = BTreeMap::new();
+    for (_, choice) in lab.choices(&impls).into_iter().filter(|(component, _)| *component == Component::Cni) {
+        let of_choice = cni::plugins(choice)?;
+        if let Some(remark) = &of_choice.remark {
+            progress.remark(remark);
+        }
+        plugins.insert(choice, of_choice);
     }
+    let world = Arc::new(World::new(name, lab, impls, processes, supervisor, plugins, stores, certificates));
     progress.step("overlay", || start_overlay(&world))?;
     progress.step("service proxy", || wait_for_proxies(&world))?;
     progress.step("containers", || create_containers(&world))?;
@@ -121,44 +125,45 @@ fn start_etcd(lab: &Lab, name: &str, supervisor: &Supervisor) -> anyhow::Result<
 /// Starts the overlay agents, and the service proxies, which need nothing of the overlay and may come up meanwhile.
 fn start_overlay(world: &World) -> anyhow::Result<String> {
     let lab = &world.lab;
-    for (cluster, worker) in workers(lab) {
+    for (cluster, worker) in lab.workers() {
         cni::write_conflist(worker)?;
         world.start_flannel(cluster, worker)?;
-        if world.impls.of(Component::Kproxy) != Impl::Nft {
-            world.supervisor.run(kproxy::spec(cluster, worker, &lab.pods)?)?;
+        if let Some(spec) = kproxy::spec(cluster, worker, &lab.pods, world.impl_on(worker, Component::Kproxy))? {
+            world.supervisor.run(spec)?;
         }
     }
-    for (_, worker) in workers(lab) {
+    for (_, worker) in lab.workers() {
         let what = format!("{} is not written", flannel::subnet_file(worker).display());
         wait_until_ready(&world.supervisor, &flannel::id(worker), &what, || flannel::subnet(worker).is_some())?;
     }
-    Ok(format!("flannel ({}) on {} workers", world.impls.of(Component::Flannel), workers(lab).count()))
+    Ok(format!("flannel ({}) on {} workers", world.implementations(Component::Flannel), lab.workers().count()))
 }
 
 fn wait_for_proxies(world: &World) -> anyhow::Result<String> {
-    if world.impls.of(Component::Kproxy) == Impl::Nft {
-        return Ok("static rules, loaded with nft".to_owned());
-    }
-    for (_, worker) in workers(&world.lab) {
+    let daemons = world.lab.workers().filter(|(_, worker)| world.impl_on(worker, Component::Kproxy) != Impl::Nft);
+    for (_, worker) in daemons {
         let netns = NetNs::open(&worker.name)?;
         wait_until_ready(&world.supervisor, &kproxy::id(worker), "its /healthz does not answer 200", || {
             kproxy::is_healthy(&netns)
         })?;
     }
-    Ok(format!("kproxy ({}) on {} workers", world.impls.of(Component::Kproxy), workers(&world.lab).count()))
+    let implementations = world.implementations(Component::Kproxy);
+    Ok(format!("kproxy ({implementations}) on {} workers", world.lab.workers().count()))
 }
 
 /// Workers at once; on one worker one container after the other, as a kubelet does.
 fn create_containers(world: &World) -> anyhow::Result<String> {
     let results: Vec<anyhow::Result<()>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = workers(&world.lab)
+        let threads: Vec<_> = world
+            .lab
+            .workers()
             .map(|(cluster, worker)| scope.spawn(move || world.create_containers_of(cluster, worker)))
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))).collect()
     });
     results.into_iter().collect::<anyhow::Result<()>>()?;
     let count: usize = world.lab.clusters.iter().map(|cluster| cluster.containers.len()).sum();
-    Ok(format!("{count} attached by CNI ({})", world.impls.of(Component::Cni)))
+    Ok(format!("{count} attached by CNI ({})", world.implementations(Component::Cni)))
 }
 
 fn make_services(world: &World) -> anyhow::Result<String> {
@@ -303,10 +308,6 @@ fn run_check(world: &World, check: &Check, deadline: Instant) -> anyhow::Result<
 
 fn members(lab: &Lab) -> impl Iterator<Item = (&Cluster, &Node)> {
     lab.clusters.iter().flat_map(|cluster| cluster.etcd.iter().map(move |node| (cluster, node)))
-}
-
-fn workers(lab: &Lab) -> impl Iterator<Item = (&Cluster, &Node)> {
-    lab.clusters.iter().flat_map(|cluster| cluster.workers.iter().map(move |node| (cluster, node)))
 }
 
 #[cfg(test)]

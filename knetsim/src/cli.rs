@@ -61,7 +61,8 @@ pub struct UpArgs {
     /// The lab's description; without it the default lab, which conf/lab.toml describes
     #[arg(long, value_name = "FILE")]
     pub lab: Option<PathBuf>,
-    /// Who implements what: `rust`, `real`, or some of flannel=, cni=, ingress=, interconnect=rust|real, kproxy=rust|real|nft
+    /// Who implements what: `rust`, `real`, or some of flannel=, cni=, ingress=, interconnect=rust|real, kproxy=rust|real|nft.
+    /// A worker of the lab file with `impl = { flannel = "real" }` keeps to that; this decides for all others
     #[arg(long = "impl", value_name = "IMPL")]
     pub impls: Vec<ImplArg>,
     /// A name, to run several labs at once

@@ -3,7 +3,7 @@
 //! A program that is missing is an error that names it and how to get it; nothing is ever replaced silently.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -30,6 +30,15 @@ pub const COMPONENTS: [Component; 5] =
     [Component::Flannel, Component::Cni, Component::Kproxy, Component::Ingress, Component::Interconnect];
 
 impl Component {
+    /// Whether every worker runs one of its own, so that a worker can choose.
+    #[must_use]
+    pub fn runs_on_every_worker(self) -> bool {
+        match self {
+            Component::Flannel | Component::Cni | Component::Kproxy => true,
+            Component::Ingress | Component::Interconnect => false,
+        }
+    }
+
     /// Its name on the command line.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -50,7 +59,7 @@ impl fmt::Display for Component {
 }
 
 /// Who implements a component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Impl {
     /// The program of this workspace.
@@ -88,6 +97,12 @@ impl Impls {
         self.0.get(&component).copied().unwrap_or(Impl::Rust)
     }
 
+    /// The choice for one component on a worker that said `own` in the lab file: its own word wins over `--impl`.
+    #[must_use]
+    pub fn on(&self, own: &WorkerImpls, component: Component) -> Impl {
+        own.0.get(&component).copied().unwrap_or_else(|| self.of(component))
+    }
+
     /// Takes over what a further `--impl` says.
     #[must_use]
     pub fn merge(mut self, choices: &ImplArg) -> Self {
@@ -95,6 +110,31 @@ impl Impls {
             self.0.insert(*component, *choice);
         }
         self
+    }
+}
+
+/// What one worker says in the lab file of who implements what, as `impl = { flannel = "real" }`; mostly nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkerImpls(BTreeMap<Component, Impl>);
+
+impl WorkerImpls {
+    /// Takes one choice in, by the names of component and implementation.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such component or implementation, or the component does not run on every worker, with what is right.
+    pub fn choose(&mut self, component: &str, choice: &str) -> Result<(), String> {
+        let component = component_named(component)?;
+        if !component.runs_on_every_worker() {
+            let own = COMPONENTS.into_iter().filter(|component| component.runs_on_every_worker());
+            let own: Vec<&str> = own.map(Component::as_str).collect();
+            return Err(format!(
+                "a worker chooses for {} only; {component} does not run on every worker, so choose with --impl {component}={choice}",
+                own.join(", ")
+            ));
+        }
+        self.0.insert(component, impl_named(component, choice)?);
+        Ok(())
     }
 }
 
@@ -271,14 +311,16 @@ fn is_executable(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// The programs that a choice needs and this machine lacks.
+/// A program that is missing, with the component and the choice that need it; none for what every lab needs.
+pub type Missing = (Option<(Component, Impl)>, Program);
+
+/// The programs that the choices of a lab need and this machine lacks.
 #[must_use]
-pub fn missing(impls: &Impls) -> Vec<(Option<Component>, Program)> {
+pub fn missing(choices: &BTreeSet<(Component, Impl)>) -> Vec<Missing> {
     let needed = NEEDED.iter().filter(|program| find(program.name).is_none()).map(|program| (None, *program));
-    let chosen = COMPONENTS.into_iter().flat_map(|component| {
-        let choice = impls.of(component);
+    let chosen = choices.iter().flat_map(|&(component, choice)| {
         let lacking = move |program: &Program| find_for(component, choice, program.name).is_none();
-        programs(component, choice).into_iter().filter(lacking).map(move |program| (Some(component), program))
+        programs(component, choice).into_iter().filter(lacking).map(move |program| (Some((component, choice)), program))
     });
     needed.chain(chosen).collect()
 }
@@ -314,6 +356,16 @@ mod tests {
             let error = text.parse::<ImplArg>().unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_workers_own_word_wins_over_the_command_line() {
+        let impls = Impls::default().merge(&"flannel=real".parse().unwrap());
+        let mut own = WorkerImpls::default();
+        own.choose("flannel", "rust").unwrap();
+        assert_eq!(impls.on(&own, Component::Flannel), Impl::Rust);
+        assert_eq!(impls.on(&WorkerImpls::default(), Component::Flannel), Impl::Real);
+        assert_eq!(impls.on(&own, Component::Cni), Impl::Rust);
     }
 
     #[test]

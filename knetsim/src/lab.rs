@@ -7,9 +7,11 @@ mod check;
 mod file;
 mod name;
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{collections::BTreeSet, net::Ipv4Addr, path::Path};
 
 use ipnet::Ipv4Net;
+
+use crate::impls::{COMPONENTS, Component, Impl, Impls, WorkerImpls};
 
 pub use self::{
     check::LabError,
@@ -151,6 +153,8 @@ pub struct Node {
     pub address: Ipv4Addr,
     /// Rate of its link to the switch.
     pub rate: Option<Rate>,
+    /// What a worker says of who implements its components; an etcd member says nothing.
+    pub impls: WorkerImpls,
 }
 
 impl Node {
@@ -279,6 +283,22 @@ impl Lab {
         self.clusters
             .iter()
             .flat_map(|cluster| cluster.etcd.iter().chain(&cluster.workers).map(move |node| (cluster, node)))
+    }
+
+    /// All workers, each with its cluster.
+    pub fn workers(&self) -> impl Iterator<Item = (&Cluster, &Node)> {
+        self.clusters.iter().flat_map(|cluster| cluster.workers.iter().map(move |node| (cluster, node)))
+    }
+
+    /// Which implementations of which components run somewhere in this lab, when `impls` was said on the command line.
+    #[must_use]
+    pub fn choices(&self, impls: &Impls) -> BTreeSet<(Component, Impl)> {
+        let (own, one): (Vec<_>, Vec<_>) =
+            COMPONENTS.into_iter().partition(|component| component.runs_on_every_worker());
+        let on_workers = self
+            .workers()
+            .flat_map(|(_, worker)| own.iter().map(move |component| (*component, impls.on(&worker.impls, *component))));
+        on_workers.chain(one.iter().map(|component| (*component, impls.of(*component)))).collect()
     }
 
     /// The names of the switches, and of the bridge that joins them.

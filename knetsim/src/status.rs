@@ -1,11 +1,15 @@
 //! What `status` shows: the lab's nodes, containers, services and daemons, as a table or as JSON.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use comfy_table::{Table, presets::NOTHING};
 use serde::{Deserialize, Serialize};
 
-use crate::{supervisor::DaemonStatus, world::World};
+use crate::{
+    impls::{COMPONENTS, Component, Impl},
+    supervisor::DaemonStatus,
+    world::World,
+};
 
 /// The state of a lab.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,6 +35,9 @@ pub struct NodeStatus {
     pub name: String,
     /// Its address on the underlay.
     pub address: Ipv4Addr,
+    /// On a worker: who implements what there. Empty for an etcd member.
+    #[serde(rename = "impl")]
+    pub impls: BTreeMap<Component, Impl>,
 }
 
 /// A container.
@@ -71,7 +78,12 @@ pub fn collect(world: &World) -> Status {
         nodes: world
             .lab
             .nodes()
-            .map(|(_, node)| NodeStatus { name: node.name.clone(), address: node.address })
+            .map(|(cluster, node)| {
+                let runs = |component: &Component| component.runs_on_every_worker() && cluster.workers.contains(node);
+                let impls = COMPONENTS.into_iter().filter(runs);
+                let impls = impls.map(|component| (component, world.impl_on(node, component))).collect();
+                NodeStatus { name: node.name.clone(), address: node.address, impls }
+            })
             .collect(),
         containers: Vec::new(),
         services: Vec::new(),
@@ -119,8 +131,46 @@ pub fn table(status: &Status) -> String {
     let containers = status.containers.len();
     let state = if status.healthy { "every daemon runs" } else { "NOT every daemon runs" };
     format!(
-        "lab {}: {} nodes, {containers} containers, {daemons} daemons; {state}\n{table}\n",
+        "lab {}: {} nodes, {containers} containers, {daemons} daemons; {state}\n{table}\n{}",
         status.lab,
-        status.nodes.len()
+        status.nodes.len(),
+        differing(&status.nodes)
     )
+}
+
+/// A line for each component that not all workers have from the same side: `flannel: real on C0w2; rust on C0w1, C0w3`.
+fn differing(nodes: &[NodeStatus]) -> String {
+    let mut text = String::new();
+    for component in COMPONENTS {
+        let mut workers: BTreeMap<Impl, Vec<&str>> = BTreeMap::new();
+        for node in nodes {
+            if let Some(choice) = node.impls.get(&component) {
+                workers.entry(*choice).or_default().push(&node.name);
+            }
+        }
+        if workers.len() > 1 {
+            let sides: Vec<String> =
+                workers.iter().map(|(choice, names)| format!("{choice} on {}", names.join(", "))).collect();
+            text.push_str(&format!("{component}: {}\n", sides.join("; ")));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_components_that_differ_between_workers_are_told() {
+        let node = |name: &str, flannel| NodeStatus {
+            name: name.to_owned(),
+            address: Ipv4Addr::LOCALHOST,
+            impls: [(Component::Flannel, flannel), (Component::Cni, Impl::Rust)].into(),
+        };
+        let mut nodes = vec![node("C0w1", Impl::Rust), node("C0w2", Impl::Real), node("C0w3", Impl::Rust)];
+        assert_eq!(differing(&nodes), "flannel: rust on C0w1, C0w3; real on C0w2\n");
+        nodes.remove(1);
+        assert_eq!(differing(&nodes), "");
+    }
 }

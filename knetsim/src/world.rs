@@ -17,7 +17,7 @@ use linux_net::{IfName, NetNs, Netlink, Op};
 use crate::{
     certificate::CertificateFiles,
     component::{cni, flannel},
-    impls::{Component, Impls},
+    impls::{Component, Impl, Impls},
     lab::{Cluster, ClusterName, Lab, Node, Service},
     object::Endpoint,
     process::Processes,
@@ -38,8 +38,8 @@ pub struct World {
     pub processes: Processes,
     /// What keeps the daemons running.
     pub supervisor: Supervisor,
-    /// The CNI programs.
-    pub plugins: cni::Plugins,
+    /// The CNI programs of each choice that a worker makes.
+    pub plugins: BTreeMap<Impl, cni::Plugins>,
     /// The etcd of each cluster.
     pub stores: BTreeMap<ClusterName, Store>,
     /// The certificates of each cluster's router.
@@ -89,7 +89,7 @@ impl World {
         impls: Impls,
         processes: Processes,
         supervisor: Supervisor,
-        plugins: cni::Plugins,
+        plugins: BTreeMap<Impl, cni::Plugins>,
         stores: BTreeMap<ClusterName, Store>,
         certificates: BTreeMap<ClusterName, CertificateFiles>,
     ) -> Self {
@@ -209,13 +209,45 @@ impl World {
         Ok(())
     }
 
+    /// Who implements a component on a worker.
+    #[must_use]
+    pub fn impl_on(&self, worker: &Node, component: Component) -> Impl {
+        self.impls.on(&worker.impls, component)
+    }
+
+    /// Who implements a component, in words: the command line's choice, then the workers that chose otherwise.
+    #[must_use]
+    pub fn implementations(&self, component: Component) -> String {
+        let common = self.impls.of(component);
+        let mut others: BTreeMap<Impl, Vec<&str>> = BTreeMap::new();
+        let mut has_common = false;
+        for (_, worker) in self.lab.workers() {
+            match self.impl_on(worker, component) {
+                choice if choice == common => has_common = true,
+                choice => others.entry(choice).or_default().push(&worker.name),
+            }
+        }
+        let others = others.iter().map(|(choice, workers)| format!("{choice} on {}", workers.join(", ")));
+        has_common.then(|| common.to_string()).into_iter().chain(others).collect::<Vec<_>>().join("; ")
+    }
+
+    /// The CNI programs of a worker.
+    ///
+    /// # Errors
+    ///
+    /// Never for a worker of this lab.
+    pub fn plugins_of(&self, worker: &Node) -> anyhow::Result<&cni::Plugins> {
+        let choice = self.impl_on(worker, Component::Cni);
+        self.plugins.get(&choice).ok_or_else(|| anyhow!("the lab has no CNI programs of cni={choice}"))
+    }
+
     /// Starts the overlay agent of a worker.
     ///
     /// # Errors
     ///
     /// When its program is missing.
     pub fn start_flannel(&self, cluster: &Cluster, worker: &Node) -> anyhow::Result<()> {
-        self.supervisor.run(flannel::spec(cluster, worker, self.impls.of(Component::Flannel))?)?;
+        self.supervisor.run(flannel::spec(cluster, worker, self.impl_on(worker, Component::Flannel))?)?;
         Ok(())
     }
 }

@@ -378,3 +378,15 @@ pub fn eventually(what: &str, patience: Duration, condition: impl Fn() -> bool) 
     }
     Ok(())
 }
+
+/// Whether a real program is where `knetsim` finds it.
+#[must_use]
+pub fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/opt/cni/bin".into()]).any(|directory| directory.join(program).exists())
+}
+
+/// Says that a test was skipped where nobody can overlook it: cargo shows this even for tests that pass.
+pub fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}

@@ -1,7 +1,7 @@
 //! `knetsim up` with lines, scripts, other labs and other implementations, and what it says when something is wrong.
 
 use anyhow::Context;
-use tests::{knetsim, run, unique_name};
+use tests::{installed, knetsim, run, skipped, unique_name};
 
 /// Runs lines in a lab of their own and returns what came of it.
 fn up(arguments: &[&str]) -> anyhow::Result<tests::Output> {
@@ -93,7 +93,7 @@ fn debians_programs_do_the_same_work() -> anyhow::Result<()> {
 
 #[test]
 fn a_missing_real_program_is_named_before_anything_is_made() -> anyhow::Result<()> {
-    if which("flanneld") {
+    if installed("flanneld") {
         skipped("flanneld is installed here, so it cannot be missing");
         return Ok(());
     }
@@ -106,7 +106,7 @@ fn a_missing_real_program_is_named_before_anything_is_made() -> anyhow::Result<(
 
 #[test]
 fn the_real_flanneld_serves_the_lab_as_ours_does() -> anyhow::Result<()> {
-    if !which("flanneld") {
+    if !installed("flanneld") {
         skipped("flanneld is not installed; `knetsim doctor` says how to get it");
         return Ok(());
     }
@@ -117,7 +117,7 @@ fn the_real_flanneld_serves_the_lab_as_ours_does() -> anyhow::Result<()> {
 
 #[test]
 fn the_real_router_serves_the_lab_as_ours_does() -> anyhow::Result<()> {
-    if !which("skrouterd") {
+    if !installed("skrouterd") {
         skipped("skrouterd is not installed; `knetsim doctor` says how to get it");
         return Ok(());
     }
@@ -233,15 +233,4 @@ fn another_lab_boots_with_its_own_names_services_and_rates() -> anyhow::Result<(
         assert!(output.stdout.contains(expected), "{expected} is missing\n{output}");
     }
     Ok(())
-}
-
-fn which(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(["/opt/cni/bin".into()]).any(|directory| directory.join(program).exists())
-}
-
-/// A skipped test says so where nobody can overlook it: cargo shows this even for tests that pass.
-fn skipped(why: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }

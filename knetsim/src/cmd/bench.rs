@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::{
     cli::{BenchArgs, BenchTopologyArgs},
+    impls::WorkerImpls,
     labdir::LabDir,
     prompt::execute::print,
     sandbox,
@@ -221,6 +222,7 @@ fn star(nodes: u32) -> anyhow::Result<crate::lab::Lab> {
             name: format!("C0w{number}"),
             address: std::net::Ipv4Addr::from(0x0a00_0000 + number),
             rate: None,
+            impls: WorkerImpls::default(),
         })
         .collect();
     Ok(lab)

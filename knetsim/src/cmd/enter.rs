@@ -147,7 +147,11 @@ mod tests {
         Status {
             lab: "test".to_owned(),
             healthy: true,
-            nodes: vec![NodeStatus { name: "C0w1".to_owned(), address: Ipv4Addr::new(10, 0, 0, 3) }],
+            nodes: vec![NodeStatus {
+                name: "C0w1".to_owned(),
+                address: Ipv4Addr::new(10, 0, 0, 3),
+                impls: std::collections::BTreeMap::new(),
+            }],
             containers: vec![ContainerStatus {
                 cluster: "C0".to_owned(),
                 name: "c1".to_owned(),

@@ -81,11 +81,13 @@ pub enum Mode {
 /// When something is wrong with the arguments or with this machine, before anything is made; or when the boot fails.
 pub fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
     let impls = args.impls.iter().fold(Impls::default(), Impls::merge);
-    check_programs(&impls)?;
     let lab = args.lab.as_deref().map(Path::canonicalize).transpose().context("open the lab file")?;
-    if let Some(path) = &lab {
-        Lab::load(path)?; // its mistakes are told before anything is made
-    }
+    // Mistakes in the file, and programs that are missing, are told before anything is made.
+    let described = match &lab {
+        Some(path) => Lab::load(path)?,
+        None => Lab::default_lab(),
+    };
+    check_programs(&described, &impls)?;
     let mode = match (&args.script, args.detach) {
         (Some(script), _) => Mode::Lines(read_script(script)?),
         (None, true) => Mode::Wait,
@@ -106,16 +108,15 @@ pub fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
     if args.detach { detached(&options, &directory, lock) } else { attached(&options, &directory, &lock) }
 }
 
-fn check_programs(impls: &Impls) -> anyhow::Result<()> {
-    let missing = impls::missing(impls);
+fn check_programs(lab: &Lab, impls: &Impls) -> anyhow::Result<()> {
+    let missing = impls::missing(&lab.choices(impls));
     if missing.is_empty() {
         return Ok(());
     }
     let lines: Vec<String> = missing
         .iter()
-        .map(|(component, program)| {
-            let of =
-                component.map(|component| format!(" (of {component}={})", impls.of(component))).unwrap_or_default();
+        .map(|(needed_by, program)| {
+            let of = needed_by.map(|(component, choice)| format!(" (of {component}={choice})")).unwrap_or_default();
             format!("  {}{of}: {}", program.name, program.how_to_get)
         })
         .collect();

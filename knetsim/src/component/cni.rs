@@ -30,17 +30,26 @@ pub struct Plugins {
     pub remark: Option<String>,
 }
 
-/// Links our plugins and finds those of the choice.
+/// Links our plugins, which also stand in for real ones that are not packaged.
 ///
 /// # Errors
 ///
 /// When the program is missing or cannot make its links.
-pub fn install(processes: &Processes, choice: Impl) -> anyhow::Result<Plugins> {
+pub fn install(processes: &Processes) -> anyhow::Result<()> {
     let ours = program("cni-plugin")?;
     let (status, _, errors) = processes.output(Command::new(&ours).args(["install", PLUGINS]))?;
     if !status.success() {
         bail!("{} install {PLUGINS} {}: {}", ours.display(), describe(status), errors.trim());
     }
+    Ok(())
+}
+
+/// Finds the programs of a choice.
+///
+/// # Errors
+///
+/// When a directory of plugins has a `:` in its name.
+pub fn plugins(choice: Impl) -> anyhow::Result<Plugins> {
     let our_tool = Path::new(PLUGINS).join("cnitool");
     match choice {
         Impl::Rust | Impl::Nft => Ok(Plugins { cnitool: our_tool, path: PLUGINS.into(), remark: None }),

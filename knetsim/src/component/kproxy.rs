@@ -11,6 +11,7 @@ use linux_net::{NetNs, process::CommandNamespaceExt as _};
 
 use super::{node_directory, program, real_program, write_file};
 use crate::{
+    impls::Impl,
     lab::{Cluster, Node, PodNetwork},
     process::{Processes, describe},
     supervisor::{DaemonId, DaemonSpec},
@@ -27,12 +28,19 @@ pub fn id(worker: &Node) -> DaemonId {
     DaemonId::new(&worker.name, "kproxy")
 }
 
-/// How the daemon is started.
+/// How the daemon is started; none for [`Impl::Nft`], which has no daemon.
 ///
 /// # Errors
 ///
-/// When the program is missing or the worker has no namespace.
-pub fn spec(cluster: &Cluster, worker: &Node, pods: &PodNetwork) -> anyhow::Result<DaemonSpec> {
+/// When the program is missing, needs what the lab does not have, or the worker has no namespace.
+pub fn spec(cluster: &Cluster, worker: &Node, pods: &PodNetwork, choice: Impl) -> anyhow::Result<Option<DaemonSpec>> {
+    let program = match choice {
+        Impl::Rust => program("kproxy-rs")?,
+        Impl::Nft => return Ok(None),
+        Impl::Real => {
+            bail!("kube-proxy needs the Kubernetes API, which the lab does not serve; use kproxy=rust or kproxy=nft")
+        }
+    };
     let arguments = [
         format!("--etcd-endpoints={}", cluster.etcd_endpoints()),
         format!("--hostname-override={}", worker.name),
@@ -40,15 +48,15 @@ pub fn spec(cluster: &Cluster, worker: &Node, pods: &PodNetwork) -> anyhow::Resu
         format!("--healthz-bind-address=127.0.0.1:{HEALTHZ_PORT}"),
         format!("--metrics-bind-address=127.0.0.1:{METRICS_PORT}"),
     ];
-    Ok(DaemonSpec {
+    Ok(Some(DaemonSpec {
         id: id(worker),
-        program: program("kproxy-rs")?,
+        program,
         arguments: arguments.into(),
         environment: Vec::new(),
         netns: NetNs::open(&worker.name)?,
         log: node_directory(&worker.name).join("kproxy.log"),
         restart: true,
-    })
+    }))
 }
 
 /// Whether the daemon has programmed what stands in etcd.

@@ -14,6 +14,7 @@ use super::{
     Cluster, ClusterName, Container, Endpoints, Expose, Ingress, Lab, Node, PodNetwork, Service, Underlay, file,
     name::{cluster_name, container_name, interface_name, object_name, rate, short_name, vip_service_name},
 };
+use crate::impls::WorkerImpls;
 
 /// Why a lab file was refused.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +168,10 @@ fn check_cluster(
             return Err(source.error(cluster.name.span(), format!("cluster {name} has no {what}; add one")));
         }
     }
+    if let Some((component, _)) = cluster.etcd.iter().flat_map(|node| &node.impls).next() {
+        let message = "an etcd member runs nothing that can be swapped; `impl` belongs to a [[cluster.worker]]";
+        return Err(source.error(component.span(), message.to_owned()));
+    }
     let mut nodes = |nodes: &[file::Node]| {
         nodes
             .iter()
@@ -230,7 +235,12 @@ fn check_node(
         return Err(source.error(node.address.span(), message));
     }
     addresses.claim(source, &address.to_string(), node.address.span(), "another node")?;
-    Ok(Node { name, address, rate: rate(source, node.rate.as_ref())? })
+    let mut impls = WorkerImpls::default();
+    for (component, choice) in &node.impls {
+        let refused = |message| source.error(component.span(), format!("impl of {name}: {message}"));
+        impls.choose(component.get_ref(), choice.get_ref()).map_err(refused)?;
+    }
+    Ok(Node { name, address, rate: rate(source, node.rate.as_ref())?, impls })
 }
 
 fn check_container(
@@ -355,6 +365,7 @@ fn find_worker(source: &Source<'_>, cluster: &Cluster, worker: &Spanned<String>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::impls::{Component, Impl, Impls};
 
     fn refused(change: impl Fn(String) -> String) -> String {
         let text = change(include_str!("../../../conf/lab.toml").to_owned());
@@ -417,6 +428,55 @@ mod tests {
                 text.replacen(from, to, 1)
             });
             assert!(message.contains(expected), "{to}: {message}");
+        }
+    }
+
+    /// The default lab with `impl = …` behind the address of `C0w2`, or of another node.
+    fn with_impl(text: &str, address: &str, choice: &str) -> String {
+        text.replacen(&format!("\"{address}\""), &format!("\"{address}\"\nimpl = {choice}"), 1)
+    }
+
+    #[test]
+    fn a_worker_may_choose_for_itself_and_the_others_follow_the_command_line() {
+        let text =
+            with_impl(include_str!("../../../conf/lab.toml"), "10.0.0.4", r#"{ flannel = "real", kproxy = "nft" }"#);
+        let read = |_: &str| Ok(include_str!("../../../conf/flannel-network-config.json").to_owned());
+        let lab = check_with(Path::new("lab.toml"), &text, read).unwrap();
+        let impls = Impls::default();
+        let overruled = |component| {
+            let of = lab.workers().filter(|(_, worker)| impls.on(&worker.impls, component) != Impl::Rust);
+            of.map(|(_, worker)| worker.name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(overruled(Component::Flannel), ["C0w2"]);
+        assert_eq!(overruled(Component::Kproxy), ["C0w2"]);
+        assert!(overruled(Component::Cni).is_empty());
+        let choices = lab.choices(&impls);
+        assert!(
+            choices.contains(&(Component::Flannel, Impl::Real)) && choices.contains(&(Component::Flannel, Impl::Rust))
+        );
+        assert!(!choices.contains(&(Component::Ingress, Impl::Real)));
+        // What every worker overrules is not needed.
+        let all_real = Lab::default_lab().choices(&impls.merge(&"flannel=real".parse().unwrap()));
+        assert!(!all_real.contains(&(Component::Flannel, Impl::Rust)));
+    }
+
+    #[test]
+    fn a_wrong_choice_of_a_worker_is_refused_with_its_place() {
+        let table = [
+            (
+                "10.0.0.4",
+                r#"{ ingress = "real" }"#,
+                "ingress does not run on every worker, so choose with --impl ingress=real",
+            ),
+            ("10.0.0.4", r#"{ flanel = "real" }"#, "there is no component \"flanel\"; there are flannel, cni"),
+            ("10.0.0.4", r#"{ flannel = "go" }"#, "impl of C0w2: flannel is rust or real, not \"go\""),
+            ("10.1.0.1", r#"{ flannel = "real" }"#, "`impl` belongs to a [[cluster.worker]]"),
+        ];
+        let lab = include_str!("../../../conf/lab.toml");
+        for (address, choice, expected) in table {
+            let message = refused(|text| with_impl(&text, address, choice));
+            let line = lab.lines().position(|line| line.contains(&format!("\"{address}\""))).unwrap() + 2;
+            assert!(message.starts_with(&format!("lab.toml:{line}:")) && message.contains(expected), "{message}");
         }
     }
 

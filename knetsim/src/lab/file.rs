@@ -1,6 +1,6 @@
 //! `lab.toml` as a student writes it. Every table refuses unknown keys; what can be wrong bears its place.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use serde::Deserialize;
@@ -57,6 +57,9 @@ pub(super) struct Node {
     pub(super) name: Spanned<String>,
     pub(super) address: Spanned<Ipv4Addr>,
     pub(super) rate: Option<Spanned<String>>,
+    /// On a worker: by component, who implements it there.
+    #[serde(default, rename = "impl")]
+    pub(super) impls: BTreeMap<Spanned<String>, Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -46,10 +46,11 @@ impl World {
     }
 
     fn attach(&self, worker: &Node, netns: &str) -> anyhow::Result<Ipv4Addr> {
+        let plugins = self.plugins_of(worker)?;
         NetNs::create(netns)?;
-        self.plugins.add(&self.processes, worker, netns).inspect_err(|_| {
+        plugins.add(&self.processes, worker, netns).inspect_err(|_| {
             // The error that counts is that of the ADD; what these two could not undo, the next boot of the sandbox will.
-            let _ = self.plugins.del(&self.processes, worker, netns);
+            let _ = plugins.del(&self.processes, worker, netns);
             let _ = NetNs::delete(netns);
         })
     }
@@ -64,7 +65,7 @@ impl World {
         let running = self.container(worker, name)?;
         let prefix = format!("{name}-");
         self.supervisor.stop_where(|id| id.node == worker && id.daemon.starts_with(&prefix));
-        self.plugins.del(&self.processes, node, &running.netns)?;
+        self.plugins_of(node)?.del(&self.processes, node, &running.netns)?;
         NetNs::delete(&running.netns)?;
         self.state().containers.remove(&(cluster.name.clone(), name.to_owned()));
         self.containers_changed(cluster)

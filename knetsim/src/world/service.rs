@@ -8,7 +8,7 @@ use super::{Running, ServiceState, World};
 use crate::{
     component::{self, ingress, interconnect, kproxy},
     impls::{Component, Impl},
-    lab::{Cluster, Endpoints, Ingress, Service, vip_service_name},
+    lab::{Cluster, Endpoints, Ingress, Node, Service, vip_service_name},
     object::{self, Endpoint},
     prompt::line::did_you_mean,
 };
@@ -70,9 +70,10 @@ impl World {
         )
     }
 
-    /// With `kproxy=nft` nobody watches etcd, so the lab loads the rules itself.
+    /// On workers with `kproxy=nft` nobody watches etcd, so the lab loads the rules itself.
     pub(super) fn load_static_rules(&self, cluster: &Cluster) -> anyhow::Result<()> {
-        if self.impls.of(Component::Kproxy) != Impl::Nft {
+        let is_static = |worker: &&Node| self.impl_on(worker, Component::Kproxy) == Impl::Nft;
+        if !cluster.workers.iter().any(|worker| is_static(&worker)) {
             return Ok(());
         }
         let vips: Vec<kproxy::StaticVip> = self
@@ -84,7 +85,11 @@ impl World {
             })
             .collect();
         let rules = kproxy::static_rules(&vips, &self.lab.pods);
-        cluster.workers.iter().try_for_each(|worker| kproxy::load_static(&self.processes, worker, &rules))
+        cluster
+            .workers
+            .iter()
+            .filter(is_static)
+            .try_for_each(|worker| kproxy::load_static(&self.processes, worker, &rules))
     }
 
     /// Writes the router's configuration for the containers as they are.
