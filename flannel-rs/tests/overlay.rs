@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use linux_net::testing::enter_sandbox;
 use support::lab::{CONFIG, Lab, RouteMonitor};
-use support::{PREFIX, wait_for, wait_within};
+use support::{wait_for, wait_within};
 
 #[test]
 fn workers_find_each_other_and_their_pods_can_talk() {
@@ -51,7 +51,7 @@ fn workers_find_each_other_and_their_pods_can_talk() {
     let (base3, mac3) = (w3.base(), w3.mac().unwrap());
     let subnet3 = w3.subnet();
     drop(w3);
-    lab.etcd.ctl(&["del", &format!("{PREFIX}/subnets/{subnet3}")]);
+    lab.etcd.delete(&subnet3);
     wait_for("the entries of a vanished peer to go", || {
         (w1.entries_towards(&base3, &mac3, "10.9.0.3") == 0).then_some(())
     });
@@ -95,7 +95,7 @@ fn a_restarted_worker_keeps_subnet_and_mac_and_sweeps_what_is_stale() {
 
     // Even with the device gone, the MAC is known from the lease: no peer has to learn a new one.
     drop(w1);
-    support::lab::shell("ip -n w1 link del flannel.100");
+    support::shell("ip -n w1 link del flannel.100");
     let w1 = lab.restart_ready(1, &[]);
     assert_eq!(w1.mac(), mac);
 }
@@ -131,10 +131,10 @@ fn a_key_deleted_by_hand_comes_back_as_it_was() {
     let lab = Lab::configured(2);
     let (w1, w2) = (lab.start_ready(1, &[]), lab.start_ready(2, &[]));
     let (subnet, value) = (w1.subnet(), lab.etcd.value(&w1.subnet()));
-    lab.etcd.ctl(&["del", &format!("{PREFIX}/subnets/{subnet}")]);
+    lab.etcd.delete(&subnet);
     wait_for("the key to be back", || (lab.etcd.value(&subnet) == value).then_some(()));
     // The etcd lease ends, as after a day without etcd.
-    lab.etcd.ctl(&["lease", "revoke", &format!("{:x}", lab.etcd.lease_id(&subnet))]);
+    lab.etcd.expire(&subnet);
     wait_for("the key to be back", || (lab.etcd.value(&subnet) == value).then_some(()));
     wait_for("the peer to know us again", || w2.reaches(&w1).then_some(()));
 }
@@ -150,7 +150,7 @@ fn a_peer_with_a_new_mac_loses_its_old_fdb_entry() {
         let value = format!(
             r#"{{"PublicIP":"10.9.0.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":100,"VtepMAC":"{mac}"}}}}"#
         );
-        lab.etcd.ctl(&["put", &format!("{PREFIX}/subnets/11.20.0.0-20"), &value]);
+        lab.etcd.put("11.20.0.0-20", &value);
     };
     let (old, new) = ("02:00:00:00:00:0a", "02:00:00:00:00:0b");
     lease(old);

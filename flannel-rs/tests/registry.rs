@@ -2,19 +2,22 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of these tests fail by panicking, as the tests do")]
 
+#[path = "support/client.rs"]
+mod client;
 mod support;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use client::{registry, registry_at};
 use flannel_rs::error::RegistryError;
 use flannel_rs::lease::{Attributes, Entry, OwnLease, Subnet, VxlanData};
 use flannel_rs::network::NetworkConfig;
 use flannel_rs::registry::{LEASE_TTL, Registry};
 use flannel_rs::watch::{SubnetEvent, watch_subnets};
 use linux_net::{MacAddr, Vni};
-use support::{Etcd, PREFIX};
+use support::Etcd;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -43,7 +46,7 @@ fn lease_count(etcd: &Etcd) -> usize {
 #[tokio::test]
 async fn a_lease_stands_in_etcd_byte_for_byte_as_flanneld_writes_it() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let own = acquire(&registry, &worker(3), None).await.unwrap();
 
     assert_eq!(etcd.subnets(), ["10.5.1.0-24"]);
@@ -57,7 +60,7 @@ async fn a_lease_stands_in_etcd_byte_for_byte_as_flanneld_writes_it() {
 #[tokio::test]
 async fn workers_that_start_at_once_get_different_subnets_and_one_too_many_gets_none() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let mut workers = JoinSet::new();
     for number in 1..=9 {
         let registry = registry.clone();
@@ -74,7 +77,7 @@ async fn workers_that_start_at_once_get_different_subnets_and_one_too_many_gets_
 #[tokio::test]
 async fn workers_with_other_subnet_lengths_never_overlap() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let wide = NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "SubnetLen": 22, "SubnetMin": "10.5.0.0", "SubnetMax": "10.5.28.0", "Backend": {"Type": "vxlan"}}"#).unwrap();
     let mut workers = JoinSet::new();
     for number in 1..=12 {
@@ -97,7 +100,7 @@ async fn workers_with_other_subnet_lengths_never_overlap() {
 #[tokio::test]
 async fn a_restarted_worker_takes_up_its_key_without_a_new_lease_or_write() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let first = acquire(&registry, &worker(3), None).await.unwrap();
     let revision = etcd.revision();
     assert_eq!(acquire(&registry, &worker(3), None).await.unwrap(), first);
@@ -111,8 +114,8 @@ async fn a_restarted_worker_takes_up_its_key_without_a_new_lease_or_write() {
 #[tokio::test]
 async fn a_reservation_keeps_lease_zero_for_ever() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    etcd.ctl(&["put", &format!("{PREFIX}/subnets/10.5.7.0-24"), r#"{"PublicIP":"10.0.0.3","PublicIPv6":null}"#]);
-    let registry = etcd.registry().await;
+    etcd.put("10.5.7.0-24", r#"{"PublicIP":"10.0.0.3","PublicIPv6":null}"#);
+    let registry = registry(&etcd).await;
     let own = acquire(&registry, &worker(3), None).await.unwrap();
     assert_eq!((own.subnet.to_string().as_str(), own.term), ("10.5.7.0-24", None));
     assert_eq!((etcd.value("10.5.7.0-24").contains("VtepMAC"), etcd.lease_id("10.5.7.0-24")), (true, 0));
@@ -125,7 +128,7 @@ async fn a_reservation_keeps_lease_zero_for_ever() {
 #[tokio::test]
 async fn the_previous_subnet_is_taken_up_again_after_the_lease_ran_out() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let own = acquire(&registry, &worker(3), Some("10.5.6.0/24")).await.unwrap();
     assert_eq!(own.subnet.to_string(), "10.5.6.0-24");
 }
@@ -133,7 +136,7 @@ async fn the_previous_subnet_is_taken_up_again_after_the_lease_ran_out() {
 #[tokio::test]
 async fn a_lease_that_no_longer_fits_the_configuration_is_given_up() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let narrow = NetworkConfig { subnet_len: 25, ..network() };
     registry.acquire(&narrow, &worker(3), None, &mut registry.list().await.unwrap()).await.unwrap();
     assert_eq!(etcd.subnets(), ["10.5.1.0-25"]);
@@ -144,10 +147,10 @@ async fn a_lease_that_no_longer_fits_the_configuration_is_given_up() {
 #[tokio::test]
 async fn a_deleted_key_is_put_back_as_it_was_unless_another_worker_has_it() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let own = acquire(&registry, &worker(3), None).await.unwrap();
     let value = etcd.value("10.5.1.0-24");
-    etcd.ctl(&["del", &format!("{PREFIX}/subnets/10.5.1.0-24")]);
+    etcd.delete("10.5.1.0-24");
     assert_eq!(registry.reclaim(&own).await.unwrap(), own);
     assert_eq!(etcd.value("10.5.1.0-24"), value);
 
@@ -168,7 +171,7 @@ async fn a_deleted_key_is_put_back_as_it_was_unless_another_worker_has_it() {
 #[tokio::test]
 async fn renewal_starts_the_life_of_the_lease_anew() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let own = acquire(&registry, &worker(3), None).await.unwrap();
     assert_eq!(registry.keep_alive(own.lease_id()).await.unwrap(), Some(LEASE_TTL));
     assert_eq!(registry.keep_alive(12345).await.unwrap(), None);
@@ -178,13 +181,13 @@ async fn renewal_starts_the_life_of_the_lease_anew() {
 async fn a_member_that_is_down_is_passed_over() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
     // Nothing listens on port 1.
-    let registry = etcd.registry_with(vec!["http://127.0.0.1:1".to_owned(), etcd.endpoint()]).await;
+    let registry = registry_at(vec!["http://127.0.0.1:1".to_owned(), etcd.endpoint()]).await;
     for number in 1..=8 {
         let own = acquire(&registry, &worker(number), None).await.unwrap();
         assert_eq!(registry.keep_alive(own.lease_id()).await.unwrap(), Some(LEASE_TTL));
     }
     let mut watch = Watch::start(&registry, registry.list().await.unwrap().revision);
-    etcd.ctl(&["del", &format!("{PREFIX}/subnets/10.5.1.0-24")]);
+    etcd.delete("10.5.1.0-24");
     assert!(matches!(&watch.next().await[..], [SubnetEvent::Deleted(_)]));
 }
 
@@ -217,10 +220,10 @@ fn listed(event: &SubnetEvent) -> Vec<String> {
 #[tokio::test]
 async fn a_watch_tells_of_puts_and_deletions_and_skips_what_it_cannot_read() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let mut watch = Watch::start(&registry, registry.list().await.unwrap().revision);
-    etcd.ctl(&["put", &format!("{PREFIX}/subnets/nonsense"), "1"]);
-    etcd.ctl(&["put", &format!("{PREFIX}/subnets/10.5.9.0-24"), "not json"]);
+    etcd.put("nonsense", "1");
+    etcd.put("10.5.9.0-24", "not json");
     let unreadable = watch.next().await;
     assert!(matches!(&unreadable[..], [SubnetEvent::Put(Entry { attributes: None, .. })]), "{unreadable:?}");
     let own = acquire(&registry, &worker(3), None).await.unwrap();
@@ -232,23 +235,23 @@ async fn a_watch_tells_of_puts_and_deletions_and_skips_what_it_cannot_read() {
 #[tokio::test]
 async fn a_watch_goes_on_where_it_was_after_etcd_comes_back() {
     let mut etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     let mut watch = Watch::start(&registry, registry.list().await.unwrap().revision);
     let own = acquire(&registry, &worker(3), None).await.unwrap();
     watch.next().await;
     etcd.kill();
     etcd.restart();
-    etcd.ctl(&["del", &format!("{PREFIX}/subnets/{}", own.subnet)]);
+    etcd.delete(&own.subnet.to_string());
     assert_eq!(watch.next().await, [SubnetEvent::Deleted(own.subnet)]);
 }
 
 #[tokio::test]
 async fn a_watch_lists_anew_when_what_it_missed_was_compacted() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     acquire(&registry, &worker(3), None).await.unwrap();
     acquire(&registry, &worker(4), None).await.unwrap();
-    etcd.ctl(&["compact", &etcd.revision().to_string()]);
+    etcd.compact();
     let mut watch = Watch::start(&registry, 0);
     let batch = watch.next().await;
     assert_eq!(listed(&batch[0]), ["10.5.1.0-24", "10.5.2.0-24"]);
@@ -259,7 +262,7 @@ async fn a_watch_lists_anew_when_what_it_missed_was_compacted() {
 #[tokio::test]
 async fn a_watch_lists_anew_when_etcd_was_restored_from_an_older_snapshot() {
     let mut etcd = Etcd::start(Ipv4Addr::LOCALHOST);
-    let registry = etcd.registry().await;
+    let registry = registry(&etcd).await;
     for number in 3..=6 {
         acquire(&registry, &worker(number), None).await.unwrap();
     }
