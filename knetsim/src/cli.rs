@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{impls::ImplArg, labdir::DEFAULT_NAME};
+use crate::{cmd::bench::What, impls::ImplArg, labdir::DEFAULT_NAME};
 
 /// A laboratory for learning, and measuring, how Kubernetes networking works.
 ///
@@ -35,7 +35,7 @@ pub enum Command {
     Shell(ShellArgs),
     /// Print the logs of a node's daemons
     Logs(LogsArgs),
-    /// Measure: `boot` (a whole lab, and bare topologies of 10, 100 and 500 nodes)
+    /// Measure parts of the lab, beside the real programs where those are installed
     Bench(BenchArgs),
     /// Serve a text or a directory over HTTP, as the containers of the default lab do
     Serve(ServeArgs),
@@ -45,6 +45,9 @@ pub enum Command {
     /// One measurement of `bench boot`, inside a fresh sandbox
     #[command(hide = true)]
     BenchTopology(BenchTopologyArgs),
+    /// The measurements of `bench flannel`, in namespaces of their own
+    #[command(hide = true)]
+    BenchFlannel(BenchFlannelArgs),
 }
 
 /// Which lab.
@@ -140,14 +143,21 @@ pub struct LogsArgs {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// What to measure
-    #[arg(value_parser = ["boot"], default_value = "boot")]
-    pub what: Vec<String>,
+    #[arg(value_enum, default_values_t = [What::Boot, What::Flannel])]
+    pub what: Vec<What>,
     /// How often each case is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repeat: u32,
     /// Also write the numbers to this directory, as JSON
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+/// `knetsim bench-flannel`
+#[derive(Debug, Args)]
+pub struct BenchFlannelArgs {
+    /// How often each case is measured
+    pub repeat: u32,
 }
 
 /// `knetsim bench-topology`

@@ -31,6 +31,7 @@ fn try_main(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => cmd::bench::run(&args),
         Command::Serve(args) => cmd::serve::run(args),
         Command::Init => cmd::init::run(),
-        Command::BenchTopology(args) => cmd::bench::topology(&args),
+        Command::BenchTopology(args) => cmd::bench::boot::topology(&args),
+        Command::BenchFlannel(args) => cmd::bench::flannel::inside(&args),
     }
 }

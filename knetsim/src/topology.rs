@@ -146,16 +146,24 @@ pub fn restore_routes(netlink: &mut Netlink, lab: &Lab, cluster: &Cluster, node:
 /// The first operation that the kernel refused, as the command a student would have typed.
 pub fn build(lab: &Lab, processes: &Processes) -> anyhow::Result<()> {
     let namespaces = wire(lab)?;
+    set_forwarding(lab, &namespaces)?;
     let netns = |name: &str| find(&namespaces, name);
-    // The bridges of the sandbox forward as a switch does, without asking netfilter (as the original set it).
-    set_if_present("net.bridge.bridge-nf-call-iptables", "0")?;
-    for cluster in &lab.clusters {
-        for worker in &cluster.workers {
-            netns(&worker.name)?.run(|| prepare_worker(&worker.name))??;
-        }
-    }
     for link in links(lab).iter().filter(|link| link.rate.is_some()) {
         limit_rate(link, &netns, processes)?;
+    }
+    Ok(())
+}
+
+/// Sets who forwards, and what is asked before.
+///
+/// # Errors
+///
+/// When the kernel lacks a setting, or refuses it.
+pub fn set_forwarding(lab: &Lab, namespaces: &BTreeMap<String, NetNs>) -> anyhow::Result<()> {
+    // The bridges of the sandbox forward as a switch does, without asking netfilter (as the original set it).
+    set_if_present("net.bridge.bridge-nf-call-iptables", "0")?;
+    for (_, worker) in lab.workers() {
+        find(namespaces, &worker.name)?.run(|| prepare_worker(&worker.name))??;
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! The overlay agent of a worker.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
@@ -30,6 +33,21 @@ pub fn subnet_file(worker: &Node) -> PathBuf {
     node_directory(&worker.name).join("flannel-subnet.env")
 }
 
+/// The agent's command line.
+///
+/// With `--ip-masq` the CNI plugin does not masquerade a second time, and pods keep their addresses among each other.
+#[must_use]
+pub fn arguments(etcd_endpoints: &str, interface: &str, subnet_file: &Path) -> [String; 6] {
+    [
+        format!("--etcd-endpoints={etcd_endpoints}"),
+        format!("--iface={interface}"),
+        format!("--subnet-file={}", subnet_file.display()),
+        "--ip-masq".to_owned(),
+        "--healthz-ip=127.0.0.1".to_owned(),
+        format!("--healthz-port={HEALTHZ_PORT}"),
+    ]
+}
+
 /// How the agent is started: the same arguments for both implementations.
 ///
 /// # Errors
@@ -40,15 +58,7 @@ pub fn spec(cluster: &Cluster, worker: &Node, choice: Impl) -> anyhow::Result<Da
         Impl::Real => real_program("flanneld")?,
         Impl::Rust | Impl::Nft => program("flannel-rs")?,
     };
-    // With --ip-masq the CNI plugin does not masquerade a second time, and pods keep their addresses among each other.
-    let arguments = [
-        format!("--etcd-endpoints={}", cluster.etcd_endpoints()),
-        format!("--iface={}", worker.interface()),
-        format!("--subnet-file={}", subnet_file(worker).display()),
-        "--ip-masq".to_owned(),
-        "--healthz-ip=127.0.0.1".to_owned(),
-        format!("--healthz-port={HEALTHZ_PORT}"),
-    ];
+    let arguments = arguments(&cluster.etcd_endpoints(), &worker.interface(), &subnet_file(worker));
     Ok(DaemonSpec {
         id: id(worker),
         program,

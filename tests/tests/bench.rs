@@ -1,0 +1,40 @@
+//! `knetsim bench` measures, and writes what it measured.
+
+use anyhow::Context;
+use tests::{installed, knetsim, run, skipped};
+
+#[test]
+fn the_overlay_agent_is_measured_beside_flanneld_where_that_is_installed() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let out = directory.path().to_str().context("a path in UTF-8")?;
+    let output = run(&mut knetsim(&["bench", "flannel", "--repeat", "1", "--out", out])?)?.ok()?;
+    let cases: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(directory.path().join("flannel.json"))?)?;
+    let cases = cases.as_array().context("the file holds no list")?;
+    let find = |name: &str| cases.iter().find(|case| case["name"] == name).with_context(|| format!("no case {name}"));
+    for (what, unit) in [
+        ("start to subnet.env", "ms"),
+        ("RSS", "MB"),
+        ("CPU", "ms"),
+        ("1000 leases, start to subnet.env", "ms"),
+        ("1000 leases, start to all routes", "ms"),
+        ("1000 leases, RSS", "MB"),
+        ("a lease's put to its route", "ms"),
+    ] {
+        let ours = find(&format!("{what}: flannel-rs"))?;
+        assert_eq!(ours["unit"], unit, "{ours}");
+        assert!(ours["median"].as_f64().is_some_and(|median| median > 0.0), "{ours}");
+        assert!(output.stdout.contains(&format!("{what}: flannel-rs")), "{output}");
+        if installed("flanneld") {
+            assert!(find(&format!("{what}: flanneld"))?["median"].as_f64().is_some(), "{what}");
+            assert!(ours["ratio_to_peer"].as_f64().is_some_and(|ratio| ratio > 0.0), "{ours}");
+        }
+    }
+    let puts = find("a lease's put to its route: flannel-rs")?;
+    assert_eq!(puts["runs"].as_array().map(Vec::len), Some(30), "{puts}");
+    if !installed("flanneld") {
+        assert!(output.stderr.contains("flanneld is not installed, so flannel-rs is measured alone"), "{output}");
+        skipped("the comparison with flanneld, which is not installed");
+    }
+    Ok(())
+}
