@@ -215,10 +215,14 @@ pub const NEEDED: [Program; 6] = [
 #[must_use]
 pub fn programs(component: Component, choice: Impl) -> Vec<Program> {
     match (component, choice) {
-        (Component::Flannel, Impl::Real) => vec![program(
-            "flanneld",
-            "build flannel v0.2x from its source with Go and put flanneld on PATH or in /opt/cni/bin",
-        )],
+        (Component::Flannel, Impl::Real) => vec![
+            program(
+                "flanneld",
+                "build flannel v0.2x from its source with Go and put flanneld on PATH or in /opt/cni/bin",
+            ),
+            // It ends at once without, even where it is told to use nftables.
+            program("iptables", DEPS),
+        ],
         (Component::Flannel, Impl::Rust | Impl::Nft) => vec![program("flannel-rs", BUILD)],
         (Component::Cni, Impl::Real) => ["bridge", "host-local", "portmap"].map(|name| program(name, DEPS)).into(),
         (Component::Cni, Impl::Rust | Impl::Nft) => vec![program("cni-plugin", BUILD)],

@@ -34,12 +34,14 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if cfg!(debug_assertions) {
         warn("this is a debug build: its numbers say nothing; `make build` makes the other")?;
     }
+    // Each in the order of the enum, once.
     for what in args.what.iter().copied().collect::<BTreeSet<_>>() {
+        let load = load();
         let (name, cases) = match what {
             What::Boot => ("boot", boot::measure(args.repeat)?),
             What::Flannel => ("flannel", flannel::measure(args.repeat)?),
         };
-        print(&format!("{name}: {} runs each; {}\n{}", args.repeat, load(), table::render(&cases)))?;
+        print(&format!("{name}: {} runs each; {}\n{}", args.repeat, load, table::render(&cases)))?;
         if let Some(directory) = &args.out {
             write_json(directory, name, &cases)?;
         }
@@ -55,7 +57,7 @@ fn warn(text: &str) -> anyhow::Result<()> {
 /// How busy the machine is beside us: numbers from a loaded one are no numbers.
 fn load() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    format!("load {} over the last minute", text.split(' ').next().unwrap_or("unknown"))
+    format!("load {} in the minute before", text.split(' ').next().unwrap_or("unknown"))
 }
 
 fn write_json(directory: &Path, name: &str, cases: &[table::Case]) -> anyhow::Result<()> {

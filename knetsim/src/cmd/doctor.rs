@@ -7,6 +7,31 @@ use crate::{
     prompt::execute::print,
 };
 
+/// Kernel features of the default lab: what it is, and a script that uses it in an empty network namespace.
+const KERNEL: [(&str, &str); 3] = [
+    ("veth, bridge", "ip link add br0 type bridge && ip link add v0 type veth peer name v1"),
+    ("vxlan", "ip link add x0 type vxlan id 1 dstport 8472 local 127.0.0.1"),
+    (
+        "nftables",
+        "nft 'add table ip d; add chain ip d c { type nat hook postrouting priority 100; }; add rule ip d c masquerade'",
+    ),
+];
+
+/// What flannel's network configuration can ask for beyond the default lab, likewise.
+const OVERLAY: [(&str, &str, &str); 3] = [
+    (
+        "vxlan over IPv6",
+        "EnableIPv6",
+        "ip link set lo up && ip link add x6 type vxlan id 2 dstport 8472 local ::1 && ip -6 address add fd00::/128 dev x6",
+    ),
+    (
+        "IPv6 masquerade",
+        "EnableIPv6 with --ip-masq",
+        "nft 'add table ip6 d; add chain ip6 d c { type nat hook postrouting priority 100; }; add rule ip6 d c masquerade'",
+    ),
+    ("vxlan GBP", "Backend.GBP", "ip link add xg type vxlan id 3 dstport 8472 gbp local 127.0.0.1"),
+];
+
 /// Kernel features beyond the lab's needs: the device or module, how it is recognised, and what it would be for.
 const FEATURES: [(&str, &str); 8] = [
     ("ip_vs", "services by IPVS"),
@@ -29,7 +54,17 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let mut text = String::from("The kernel\n");
     ready &= report(&mut text, "namespaces", &namespaces());
     ready &= report(&mut text, "br_netfilter", &bridge_netfilter());
-    ready &= report(&mut text, "vxlan, veth, bridge, nftables", &devices());
+    for (what, script) in KERNEL {
+        ready &= report(&mut text, what, &tried(script));
+    }
+    text.push_str("\nWhat an overlay can use beyond the default lab\n");
+    for (what, setting, script) in OVERLAY {
+        let (mark, said) = match tried(script) {
+            Ok(_) => ("yes ", String::new()),
+            Err(said) => ("no  ", format!("; {said}")),
+        };
+        text.push_str(&format!("  {mark}  {what:<16} {setting}{said}\n"));
+    }
     text.push_str("\nPrograms that every lab needs\n");
     for program in &NEEDED {
         ready &= report_program(&mut text, program, impls::find(program.name).map(|path| path.display().to_string()));
@@ -125,11 +160,8 @@ fn bridge_netfilter() -> Result<String, String> {
     }
 }
 
-/// Makes one of each in a network namespace of a child's own.
-fn devices() -> Result<String, String> {
-    let script = "ip link add br0 type bridge && ip link add v0 type veth peer name v1 \
-                  && ip link add x0 type vxlan id 1 dstport 8472 local 127.0.0.1 \
-                  && nft add table ip knetsim-doctor && nft delete table ip knetsim-doctor";
+/// Runs a script in a network namespace of its own, which is gone afterwards.
+fn tried(script: &str) -> Result<String, String> {
     let program = impls::find("unshare").ok_or("the program unshare (package util-linux) is missing")?;
     let mut unshare = Command::new(program);
     if !nix::unistd::geteuid().is_root() {
@@ -143,7 +175,7 @@ fn devices() -> Result<String, String> {
         .output()
         .map_err(|error| format!("run unshare: {error}"))?;
     match output.status.success() {
-        true => Ok("work".to_owned()),
+        true => Ok("works".to_owned()),
         false => Err(format!("the kernel says: {}", String::from_utf8_lossy(&output.stderr).trim())),
     }
 }
