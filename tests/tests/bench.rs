@@ -20,6 +20,7 @@ fn the_overlay_agent_is_measured_beside_flanneld_where_that_is_installed() -> an
         ("1000 leases, start to all routes", "ms"),
         ("1000 leases, RSS", "MB"),
         ("a lease's put to its route", "ms"),
+        ("1000 leases, a lease's put to its route", "ms"),
     ] {
         let ours = find(&format!("{what}: flannel-rs"))?;
         assert_eq!(ours["unit"], unit, "{ours}");

@@ -98,8 +98,9 @@ impl Agent {
 
     /// Waits until the kernel has so many routes to peers; returns the time from the start of the process to the last one.
     pub(super) async fn routes(&mut self, count: usize) -> anyhow::Result<Duration> {
-        let complete =
-            |agent: &Self| (agent.routes.len() >= count).then(|| agent.routes.values().max().copied()).flatten();
+        let complete = |agent: &Self| {
+            (agent.routes.len() >= count).then(|| agent.routes.values().max().copied().unwrap_or(agent.began))
+        };
         self.until("its routes", complete).await.map(|last| last - self.began)
     }
 

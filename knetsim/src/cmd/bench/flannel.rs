@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | subnet.env | the start of the process | the file is there |
 //! | routes | the start of the process, with 1,000 leases in etcd | the kernel has told of the last of 1,000 routes |
-//! | put to route | a lease's put begins, the agent runs | the kernel has told of its route |
+//! | put to route | a lease's put begins, the agent runs, without other leases or with 1,000 | the kernel has told of its route |
 //! | RSS, PSS | 300 ms after the agent was ready | |
 //! | CPU | the start of the process | the same moment; programs that it runs (`iptables`) count |
 
@@ -39,8 +39,8 @@ use crate::{
 pub(super) const LEASES: u32 = 1000;
 /// Leases put one after the other while an agent runs.
 pub(super) const PUTS: u32 = 30;
-/// Workers that one implementation takes in one round: idle, with leases, with puts.
-const RUNS_PER_ROUND: u32 = 3;
+/// Workers that one implementation takes in one round: in each scene one to start an agent, and one to put leases beside it.
+const RUNS_PER_ROUND: u32 = 4;
 /// How long an agent is left alone before its memory is read.
 const SETTLE: Duration = Duration::from_millis(300);
 /// Where the files of the measurement are: a tmpfs of its own.
@@ -93,15 +93,22 @@ pub fn inside(args: &BenchFlannelArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the agent finds or gets.
+/// What the agent finds in etcd when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Scene {
     /// No other worker.
     Alone,
-    /// [`LEASES`] other workers, there before it starts.
+    /// [`LEASES`] other workers.
     Leases,
-    /// [`PUTS`] other workers that come one by one.
-    Puts,
+}
+
+impl Scene {
+    fn leases(self) -> u32 {
+        match self {
+            Scene::Alone => 0,
+            Scene::Leases => LEASES,
+        }
+    }
 }
 
 /// What is measured in a scene.
@@ -148,7 +155,10 @@ fn cases(sides: &[Side], numbers: &[Numbers]) -> Vec<Case> {
     let Some((ours, peer)) = numbers.split_first() else { return Vec::new() };
     let case = |(scene, quantity): (Scene, Quantity), side: &Side, runs: &[f64]| {
         let (what, unit) = quantity.describe();
-        let scene = if scene == Scene::Leases { format!("{LEASES} leases, ") } else { String::new() };
+        let scene = match scene {
+            Scene::Alone => String::new(),
+            Scene::Leases => format!("{LEASES} leases, "),
+        };
         Case::new(&format!("{scene}{what}: {}", side.name), unit, runs.to_vec())
     };
     let mut cases = Vec::new();
@@ -185,32 +195,34 @@ impl Bench<'_> {
 
     /// The runs of one implementation in one round.
     async fn round(&mut self, side: &Side, numbers: &mut Numbers) -> anyhow::Result<()> {
-        for (scene, leases) in [(Scene::Alone, 0), (Scene::Leases, LEASES)] {
-            let mut agent = self.start(side, leases).await?;
+        for scene in [Scene::Alone, Scene::Leases] {
+            let mut agent = self.start(side, scene).await?;
             numbers.note_time(scene, Quantity::SubnetFile, agent.subnet_file().await?);
-            if leases > 0 {
-                numbers.note_time(scene, Quantity::Routes, agent.routes(leases as usize).await?);
+            if scene.leases() > 0 {
+                numbers.note_time(scene, Quantity::Routes, agent.routes(scene.leases() as usize).await?);
             }
             tokio::time::sleep(SETTLE).await;
             numbers.note_memory(scene, agent.memory()?);
             numbers.note_time(scene, Quantity::Cpu, agent.end()?);
+
+            let mut agent = self.start(side, scene).await?;
+            agent.subnet_file().await?;
+            agent.routes(scene.leases() as usize).await?;
+            tokio::time::sleep(SETTLE).await;
+            for number in scene.leases()..scene.leases() + PUTS {
+                let began = Instant::now();
+                let (done, seen) = tokio::join!(self.leases.put(number), agent.route_to(subnet(number)));
+                done?;
+                numbers.note_time(scene, Quantity::PutToRoute, seen? - began);
+            }
+            agent.end()?;
         }
-        let mut agent = self.start(side, 0).await?;
-        agent.subnet_file().await?;
-        tokio::time::sleep(SETTLE).await;
-        for number in 0..PUTS {
-            let began = Instant::now();
-            let (done, seen) = tokio::join!(self.leases.put(number), agent.route_to(subnet(number)));
-            done?;
-            numbers.note_time(Scene::Puts, Quantity::PutToRoute, seen? - began);
-        }
-        agent.end()?;
         Ok(())
     }
 
-    /// Starts an agent on a fresh worker, with so many leases in etcd.
-    async fn start(&mut self, side: &Side, leases: u32) -> anyhow::Result<Agent> {
-        self.leases.reset(leases).await?;
+    /// Starts an agent on a fresh worker.
+    async fn start(&mut self, side: &Side, scene: Scene) -> anyhow::Result<Agent> {
+        self.leases.reset(scene.leases()).await?;
         let worker = self.workers.next().context("there are not enough workers")?;
         Agent::start(side, worker, &self.etcd, Path::new(DIRECTORY))
     }
