@@ -10,11 +10,13 @@
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::error::AllocateError;
+use crate::family::Prefix;
 use crate::lease::{Entry, Subnet};
-use crate::network::NetworkConfig;
+use crate::network::{NetworkConfig, SubnetRange};
+use crate::subnet_env::FormerSubnets;
 
 /// What to do to get a subnet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +29,8 @@ pub enum Choice<'a> {
 
 /// Chooses the subnet of the worker `public_ip` among `entries`, the keys of all workers.
 ///
-/// `previous` is the subnet of a former run, if known. Only the IPv4 address is compared to recognise our own key, as flanneld does.
+/// The two halves of a dual-stack subnet are chosen independently. Only the IPv4 address is compared to recognise our own key, as
+/// flanneld does.
 ///
 /// # Errors
 ///
@@ -36,19 +39,19 @@ pub fn choose<'a>(
     config: &NetworkConfig,
     entries: &'a [Entry],
     public_ip: Ipv4Addr,
-    previous: Option<Ipv4Net>,
+    former: FormerSubnets,
 ) -> Result<Choice<'a>, AllocateError> {
-    let ours =
-        |entry: &&Entry| entry.is_held_by(public_ip) && entry.subnet.ipv6.is_none() && config.fits(entry.subnet.ipv4);
-    if let Some(entry) = entries.iter().find(ours) {
+    let is_ours = |entry: &&Entry| entry.is_held_by(public_ip) && fits(config, entry.subnet);
+    if let Some(entry) = entries.iter().find(is_ours) {
         return Ok(Choice::TakeUp(entry));
     }
-    let is_free = |subnet: &Ipv4Net| entries.iter().all(|entry| !entry.subnet.overlaps(*subnet));
-    if let Some(previous) = previous.filter(|subnet| config.fits(*subnet)).filter(is_free) {
-        return Ok(Choice::Create(Subnet::new(previous)));
-    }
-    let taken = entries.iter().map(|entry| entry.subnet.ipv4).collect();
-    lowest_free(config, taken).map(|subnet| Choice::Create(Subnet::new(subnet)))
+    let taken = || entries.iter().map(|entry| entry.subnet);
+    let ipv4 = free_subnet(&config.ipv4, taken().map(|subnet| subnet.ipv4).collect(), former.ipv4)?;
+    let ipv6 = match &config.ipv6 {
+        Some(range) => Some(free_subnet(range, taken().filter_map(|subnet| subnet.ipv6).collect(), former.ipv6)?),
+        None => None,
+    };
+    Ok(Choice::Create(Subnet { ipv4, ipv6 }))
 }
 
 /// Finds the keys that bear our address but do not fit the configuration, e.g. because it has changed since they were written.
@@ -61,46 +64,31 @@ pub fn outgrown<'a>(
 ) -> impl Iterator<Item = &'a Entry> {
     entries
         .iter()
-        .filter(move |entry| entry.is_held_by(public_ip) && !entry.is_reservation() && !config.fits(entry.subnet.ipv4))
+        .filter(move |entry| entry.is_held_by(public_ip) && !entry.is_reservation() && !fits(config, entry.subnet))
 }
 
-/// Returns the lowest subnet of the configured range that overlaps none of `taken`, which may be of any length.
-///
-/// One walk over the sorted subnets: `candidate` moves up past each one that is in its way.
-///
-/// ```text
-///   SubnetMin                                SubnetMax
-///      |--------|--------|--------|--------|--------|
-///        [taken ]  [t]               [ taken, longer than a subnet ]
-///                          ^ lowest free
-/// ```
-fn lowest_free(config: &NetworkConfig, mut taken: Vec<Ipv4Net>) -> Result<Ipv4Net, AllocateError> {
-    taken.sort_unstable_by_key(Ipv4Net::network);
-    // In 64 bits, so that the step behind the last subnet of 255.0.0.0/8 does not wrap around.
-    let size = 1_u64 << (32 - config.subnet_len);
-    let mut candidate = u64::from(u32::from(config.subnet_min));
-    for net in taken {
-        let (first, last) = (u64::from(u32::from(net.network())), u64::from(u32::from(net.broadcast())));
-        if first >= candidate + size {
-            break; // The rest begins even further up.
-        }
-        if last >= candidate {
-            candidate = (last + 1).next_multiple_of(size);
-        }
+/// Says whether `subnet` could have been handed out under this configuration, with both halves or one as it wants.
+fn fits(config: &NetworkConfig, subnet: Subnet) -> bool {
+    let ipv6_fits = match (&config.ipv6, subnet.ipv6) {
+        (Some(range), Some(ipv6)) => range.fits(ipv6),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    config.ipv4.fits(subnet.ipv4) && ipv6_fits
+}
+
+/// Takes the former subnet if it is free and fits, else the lowest that is free.
+fn free_subnet<P: Prefix>(range: &SubnetRange<P>, taken: Vec<P>, former: Option<P>) -> Result<P, AllocateError> {
+    let is_free = |subnet: &P| taken.iter().all(|other| !other.overlaps(subnet));
+    if let Some(former) = former.filter(|subnet| range.fits(*subnet)).filter(is_free) {
+        return Ok(former);
     }
-    let exhausted =
-        || AllocateError { first: config.subnet_min, last: config.subnet_max, subnet_len: config.subnet_len };
-    if candidate > u64::from(u32::from(config.subnet_max)) {
-        return Err(exhausted());
-    }
-    let base = u32::try_from(candidate).map_err(|_| exhausted())?;
-    Ipv4Net::new(base.into(), config.subnet_len).map_err(|_| exhausted())
+    let exhausted = || AllocateError { first: Into::<IpNet>::into(range.min), last: range.max.into() };
+    range.lowest_free(taken).ok_or_else(exhausted)
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::lease::Attributes;
 
@@ -123,8 +111,19 @@ mod tests {
         }
     }
 
-    fn created(entries: &[Entry], previous: Option<&str>) -> String {
-        match choose(&config(), entries, OURS, previous.map(|net| net.parse().unwrap())) {
+    fn dual_stack() -> NetworkConfig {
+        let json =
+            br#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}"#;
+        NetworkConfig::parse(json).unwrap()
+    }
+
+    fn dual_entry(key: &str, public_ip: Ipv4Addr) -> Entry {
+        Entry { subnet: key.parse().unwrap(), ..entry("10.5.1.0/24", public_ip) }
+    }
+
+    fn created(entries: &[Entry], former: Option<&str>) -> String {
+        let former = FormerSubnets { ipv4: former.map(|net| net.parse().unwrap()), ipv6: None };
+        match choose(&config(), entries, OURS, former) {
             Ok(Choice::Create(subnet)) => subnet.to_string(),
             other => panic!("expected a new subnet, got {other:?}"),
         }
@@ -155,7 +154,7 @@ mod tests {
     #[test]
     fn a_worker_finds_its_own_key_again_if_it_still_fits() {
         let entries = [entry("10.5.1.0/24", OTHER), entry("10.5.2.0/25", OURS), entry("10.5.3.0/24", OURS)];
-        assert_eq!(choose(&config(), &entries, OURS, None).unwrap(), Choice::TakeUp(&entries[2]));
+        assert_eq!(choose(&config(), &entries, OURS, FormerSubnets::default()).unwrap(), Choice::TakeUp(&entries[2]));
         assert_eq!(outgrown(&config(), &entries, OURS).collect::<Vec<_>>(), [&entries[1]]);
     }
 
@@ -174,27 +173,34 @@ mod tests {
 
     #[test]
     fn a_full_range_is_an_error_that_names_it() {
-        let error = choose(&config(), &[entry("10.5.0.0/16", OTHER)], OURS, None).unwrap_err().to_string();
-        assert!(error.contains("10.5.1.0") && error.contains("10.5.4.0") && error.contains("/24"), "{error}");
+        let error =
+            choose(&config(), &[entry("10.5.0.0/16", OTHER)], OURS, FormerSubnets::default()).unwrap_err().to_string();
+        assert!(error.contains("10.5.1.0/24") && error.contains("10.5.4.0/24"), "{error}");
     }
 
     #[test]
-    fn the_last_subnet_of_the_address_space_does_not_wrap_around() {
-        let json = br#"{"Network": "255.255.0.0/16", "SubnetMin": "255.255.255.0", "Backend": {"Type": "vxlan"}}"#;
-        let config = NetworkConfig::parse(json).unwrap();
-        let last = "255.255.255.0/24".parse().unwrap();
-        assert_eq!(lowest_free(&config, vec![]).unwrap(), last);
-        assert!(lowest_free(&config, vec![last]).is_err());
+    fn the_halves_of_a_dual_stack_subnet_are_chosen_independently() {
+        let entries = [dual_entry("10.5.2.0-24&fd00:5:0:1::-64", OTHER), dual_entry("10.5.1.0-24", OTHER)];
+        let chosen = |former| match choose(&dual_stack(), &entries, OURS, former) {
+            Ok(Choice::Create(subnet)) => subnet.to_string(),
+            other => panic!("expected a new subnet, got {other:?}"),
+        };
+        assert_eq!(chosen(FormerSubnets::default()), "10.5.3.0-24&fd00:5:0:2::-64");
+        let former = FormerSubnets { ipv4: Some("10.5.4.0/24".parse().unwrap()), ipv6: None };
+        assert_eq!(chosen(former), "10.5.4.0-24&fd00:5:0:2::-64");
+        let former = FormerSubnets { ipv4: None, ipv6: Some("fd00:5:0:9::/64".parse().unwrap()) };
+        assert_eq!(chosen(former), "10.5.3.0-24&fd00:5:0:9::-64");
     }
 
-    proptest! {
-        /// Compares with the obvious way to do it: try every subnet from the lowest up.
-        #[test]
-        fn the_walk_finds_what_trying_every_subnet_finds(nets in proptest::collection::vec((0_u32..0x600, 22_u8..=30), 0..12)) {
-            let taken: Vec<_> = nets.iter().map(|(low, length)| Ipv4Net::new((0x0a05_0000 + low).into(), *length).unwrap().trunc()).collect();
-            let all = (1..=4).map(|third| Ipv4Net::new(Ipv4Addr::new(10, 5, third, 0), 24).unwrap());
-            let expected = all.into_iter().find(|net| taken.iter().all(|taken| !Subnet::new(*net).overlaps(*taken)));
-            prop_assert_eq!(lowest_free(&config(), taken).ok(), expected);
-        }
+    #[test]
+    fn a_key_with_one_family_does_not_fit_a_cluster_with_two_nor_the_reverse() {
+        let entries = [dual_entry("10.5.1.0-24", OURS), dual_entry("10.5.2.0-24&fd00:5:0:1::-64", OURS)];
+        let taken_up = |config: NetworkConfig| match choose(&config, &entries, OURS, FormerSubnets::default()) {
+            Ok(Choice::TakeUp(entry)) => entry.subnet.to_string(),
+            other => panic!("expected a key of ours, got {other:?}"),
+        };
+        assert_eq!(taken_up(config()), "10.5.1.0-24");
+        assert_eq!(taken_up(dual_stack()), "10.5.2.0-24&fd00:5:0:1::-64");
+        assert_eq!(outgrown(&dual_stack(), &entries, OURS).collect::<Vec<_>>(), [&entries[0]]);
     }
 }

@@ -1,16 +1,22 @@
 //! The kernel's side: observes it, carries plans out, and hears when somebody else changes it.
 
-use linux_net::netlink::{Group, Monitor, Netlink};
-use linux_net::{MacAddr, Op};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use linux_net::netlink::{Group, Monitor, Netlink, Route, RouteKind};
+use linux_net::{IfName, MacAddr, Op, sysctl};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, info, warn};
 
 use crate::error::Error;
+use crate::family::{FAMILIES, Family};
 use crate::health::Health;
-use crate::interface::{self, ExternalInterface};
+use crate::interface::{self, ExternalInterface, Seen, Wishes};
+use crate::overlay::{Desired, Overlay, Overlays};
+use crate::peer::PeerTable;
 use crate::plan::{self, Observed};
-use crate::vxlan::{Device, Overlay};
+use crate::vxlan::Device;
 
 /// The kernel of this worker, seen from the network namespace that the agent was started in.
 pub struct Kernel {
@@ -42,11 +48,18 @@ impl Kernel {
     /// # Errors
     ///
     /// [`Error::Interface`] when there is none; [`Error::Kernel`] when the kernel does not answer.
-    pub fn external_interface(&mut self, wanted: &[String]) -> Result<ExternalInterface, Error> {
+    pub fn external_interface(&mut self, wishes: &Wishes, is_dual_stack: bool) -> Result<ExternalInterface, Error> {
         let links = self.netlink.links().map_err(|source| kernel("list the links", source))?;
         let addresses = self.netlink.addresses().map_err(|source| kernel("list the addresses", source))?;
         let routes = self.netlink.routes().map_err(|source| kernel("list the routes", source))?;
-        Ok(interface::choose(&links, &addresses, &routes, wanted)?)
+        let way = match wishes.can_reach {
+            Some(address) => {
+                let way = self.netlink.route_to(address);
+                way.map_err(|source| kernel("look for the way to --iface-can-reach", source))?
+            }
+            None => None,
+        };
+        Ok(interface::choose(&Seen { links, addresses, routes, way }, wishes, is_dual_stack)?)
     }
 
     /// Reads the MAC address of a device that a former run left and that can be used again; `None` when there is none.
@@ -61,15 +74,23 @@ impl Kernel {
 
     /// Brings the kernel's state to the desired one, observe, plan, apply, and returns how many changes that took.
     ///
+    /// Without `peers`, as long as our subnet is not known, only the devices are put right.
+    ///
     /// # Errors
     ///
     /// [`Error::Incomplete`] when the kernel refused a change; all others were made. [`Error::Kernel`] when it could not be observed.
-    pub fn reconcile(&mut self, desired: &Overlay<'_>, health: &Health) -> Result<usize, Error> {
+    pub fn reconcile(
+        &mut self,
+        overlays: &Overlays,
+        peers: Option<&PeerTable>,
+        health: &Health,
+    ) -> Result<usize, Error> {
         let metrics = health.metrics();
-        let observed = self.observe(desired.device).map_err(|source| kernel("read the state of our device", source))?;
-        let ops = plan::plan(desired, &observed);
         metrics.reconciliations.inc();
-        metrics.peers.set(i64::try_from(desired.peers.len()).unwrap_or(i64::MAX));
+        let ops = self.plan(overlays, peers).map_err(|source| kernel("read the state of the network", source))?;
+        let reachable = peers.map_or(0, PeerTable::reachable_count);
+        metrics.peers.set(i64::try_from(reachable).unwrap_or(i64::MAX));
+        overlays.iter().filter_map(Overlay::device).for_each(ignore_router_advertisements);
         if ops.is_empty() {
             return Ok(0);
         }
@@ -77,6 +98,7 @@ impl Kernel {
             debug!("{op}");
         }
         let results = self.netlink.apply_all(&ops);
+        overlays.iter().filter_map(Overlay::device).for_each(ignore_router_advertisements);
         let failures =
             ops.iter().zip(results).filter_map(|(op, result)| result.err().filter(|error| !is_done_already(op, error)));
         let mut failures: Vec<linux_net::Error> = failures.collect();
@@ -84,21 +106,66 @@ impl Kernel {
         metrics.failures.inc_by(failures.len() as u64);
         let (total, failed) = (ops.len(), failures.len());
         if failed == 0 {
-            info!(device = %desired.device.name, peers = desired.peers.len(), changes = total, "overlay brought up to date");
+            info!(peers = reachable, changes = total, "overlay brought up to date");
             return Ok(total);
         }
         Err(Error::Incomplete { failed, total, first: failures.swap_remove(0) })
     }
 
-    /// Waits until somebody, perhaps we, changed something that concerns `device`.
-    pub async fn changed(&mut self, device: &Device) {
+    /// Compares what is with what should be, one family after the other.
+    fn plan(&mut self, overlays: &Overlays, peers: Option<&PeerTable>) -> linux_net::Result<Vec<Op>> {
+        let (mut routes, mut addresses) = (self.netlink.routes()?, self.netlink.addresses()?);
+        let mut ops = Vec::new();
+        for family in FAMILIES {
+            let of_family = |address: IpAddr| Family::of(address) == family;
+            let observed = Observed {
+                routes: routes.extract_if(.., |route| of_family(route.dst.addr())).collect(),
+                addresses: addresses.extract_if(.., |address| of_family(address.address.addr())).collect(),
+                ..Observed::default()
+            };
+            ops.extend(match overlays.of(family) {
+                Some(overlay) => {
+                    let on_link = self.on_link(overlay, peers, family)?;
+                    let observed = self.observe(overlay.device(), observed)?;
+                    let peers = peers.into_iter().flat_map(|table| table.peers(family));
+                    plan::plan(&overlay.desired(peers, &on_link), &observed)
+                }
+                // What a former run left of a family that the cluster has no more.
+                None if peers.is_some() => plan::plan(&Desired::nothing(), &observed),
+                None => Vec::new(),
+            });
+        }
+        Ok(ops)
+    }
+
+    /// Asks the kernel which peers are on our own link, where that matters.
+    fn on_link(
+        &mut self,
+        overlay: &Overlay,
+        peers: Option<&PeerTable>,
+        family: Family,
+    ) -> linux_net::Result<BTreeMap<IpAddr, IfName>> {
+        let mut on_link = BTreeMap::new();
+        let Some(peers) = peers.filter(|_| overlay.routes_directly()) else { return Ok(on_link) };
+        for peer in peers.peers(family) {
+            let way = self.netlink.route_to(peer.public_ip)?;
+            let way = way.filter(|way: &Route| way.kind == RouteKind::Unicast && way.via.is_none());
+            if let Some(dev) = way.and_then(|way| way.dev) {
+                on_link.insert(peer.public_ip, dev);
+            }
+        }
+        Ok(on_link)
+    }
+
+    /// Waits until somebody, perhaps we, changed something that concerns the overlays.
+    pub async fn changed(&mut self, overlays: &Overlays) {
         loop {
             let Ok(mut guard) = self.monitor.readable_mut().await else {
                 // The runtime is shutting down.
                 return std::future::pending().await;
             };
             match guard.get_inner_mut().try_recv() {
-                Ok(Some(events)) if events.iter().any(|event| plan::concerns(device, event)) => return,
+                Ok(Some(events)) if events.iter().any(|event| plan::concerns(overlays, event)) => return,
                 Ok(Some(_)) => {}
                 Ok(None) => guard.clear_ready(),
                 Err(error) => {
@@ -109,20 +176,32 @@ impl Kernel {
         }
     }
 
-    fn observe(&mut self, device: &Device) -> linux_net::Result<Observed> {
-        let routes = self.netlink.routes()?;
-        let Some(link) = self.netlink.link(&device.name)? else {
-            return Ok(Observed { routes, ..Observed::default() });
-        };
-        let on_device = (|| {
-            Ok((self.netlink.addresses()?, self.netlink.neighbours(&device.name)?, self.netlink.fdb(&device.name)?))
-        })();
+    /// Adds to `observed` what is on our device.
+    fn observe(&mut self, device: Option<&Device>, observed: Observed) -> linux_net::Result<Observed> {
+        let Some(device) = device else { return Ok(observed) };
+        let Some(link) = self.netlink.link(&device.name)? else { return Ok(observed) };
+        let on_device = (|| Ok((self.netlink.neighbours(&device.name)?, self.netlink.fdb(&device.name)?)))();
         match on_device {
-            Ok((addresses, neighbours, fdb)) => Ok(Observed { link: Some(link), addresses, routes, neighbours, fdb }),
+            Ok((neighbours, fdb)) => Ok(Observed { link: Some(link), neighbours, fdb, ..observed }),
             // It was deleted while we looked.
-            Err(error) if linux_net::Error::is_not_found(&error) => Ok(Observed { routes, ..Observed::default() }),
+            Err(error) if linux_net::Error::is_not_found(&error) => Ok(observed),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Keeps a device from taking routes from whoever sends router advertisements through the overlay, as flanneld does. Without IPv6 in the
+/// kernel there is nothing to do.
+fn ignore_router_advertisements(device: &Device) {
+    let key = sysctl::interface_key(6, &device.name, "accept_ra");
+    match sysctl::get(&key) {
+        Ok(value) if value != "0" => {
+            if let Err(error) = sysctl::set(&key, "0") {
+                debug!(%error, "the device takes router advertisements");
+            }
+        }
+        Ok(_) => {}
+        Err(error) => debug!(%error, "the kernel does not say whether the device takes router advertisements"),
     }
 }
 
@@ -132,7 +211,7 @@ fn is_done_already(op: &Op, error: &linux_net::Error) -> bool {
         Op::DelLink { .. } | Op::DelAddress { .. } | Op::DelRoute(_) | Op::DelNeighbour(_) | Op::DelFdb(_) => {
             error.is_not_found()
         }
-        Op::AddAddress { .. } | Op::AppendFdb(_) => error.is_exists(),
+        Op::AddAddress { .. } => error.is_exists(),
         _ => false,
     }
 }

@@ -6,14 +6,17 @@
 //!
 //! Source: flannel `main.go`, `init` and `main`.
 
-use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ffi::{OsStr, OsString};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser};
+use regex::Regex;
 
 use crate::error::ConfigError;
+use crate::interface::Wishes;
+use crate::log::{ModuleLevel, SourceLine};
 use crate::registry::LEASE_TTL;
 
 /// The flags that concern flanneld's other way of keeping leases, as annotations of Kubernetes nodes.
@@ -52,18 +55,37 @@ pub struct Args {
     /// The key prefix in etcd under which configuration and leases stand.
     #[arg(long, env = "FLANNELD_ETCD_PREFIX", value_name = "PREFIX", default_value = "/coreos.com/network")]
     pub etcd_prefix: String,
+    /// Certificate authority that etcd's certificate must be signed by (PEM); with https:// endpoints. Default: the system's.
+    #[arg(long, env = "FLANNELD_ETCD_CAFILE", value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// Certificate by which etcd knows us (PEM).
+    #[arg(long, env = "FLANNELD_ETCD_CERTFILE", value_name = "FILE")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// Private key of that certificate (PEM).
+    #[arg(long, env = "FLANNELD_ETCD_KEYFILE", value_name = "FILE")]
+    pub etcd_keyfile: Option<PathBuf>,
     /// User name for etcd.
     #[arg(long, env = "FLANNELD_ETCD_USERNAME", value_name = "NAME")]
     pub etcd_username: Option<String>,
     /// Password for etcd; give it in `FLANNELD_ETCD_PASSWORD`, because a command line is seen by every process.
     #[arg(long, env = "FLANNELD_ETCD_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub etcd_password: Option<String>,
-    /// Interface towards the other workers, by name or IPv4 address; may be repeated, the first that exists is taken. Default: that of the default route.
+    /// Interface towards the other workers, by name or address; may be repeated, the first that is there is taken. Default: that of the
+    /// default route.
     #[arg(long, env = "FLANNELD_IFACE", value_name = "NAME|IP")]
     pub iface: Vec<String>,
+    /// The same by a regular expression, tried on addresses first and then on names; may be repeated. Comes after --iface.
+    #[arg(long, env = "FLANNELD_IFACE_REGEX", value_name = "REGEX")]
+    pub iface_regex: Vec<Regex>,
+    /// The interface by which a packet to this address would leave, as `ip route get` says. Comes after --iface-regex.
+    #[arg(long, env = "FLANNELD_IFACE_CAN_REACH", value_name = "IP")]
+    pub iface_can_reach: Option<IpAddr>,
     /// Address that other workers send to, where it differs from the interface's own. Default: the interface's address.
     #[arg(long, env = "FLANNELD_PUBLIC_IP", value_name = "IP")]
     pub public_ip: Option<Ipv4Addr>,
+    /// The same for IPv6, in a dual-stack cluster.
+    #[arg(long, env = "FLANNELD_PUBLIC_IPV6", value_name = "IP")]
+    pub public_ipv6: Option<Ipv6Addr>,
     /// File for the CNI plugin: subnet, MTU and whether we masquerade.
     #[arg(long, env = "FLANNELD_SUBNET_FILE", value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: PathBuf,
@@ -85,6 +107,10 @@ pub struct Args {
     /// Seconds between two comparisons of the kernel's state with what it should be. (In flanneld it concerns the iptables rules only.)
     #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     pub iptables_resync: u64,
+    /// Drop packets to addresses of our own subnet that no pod has, where they would leave by the default route.
+    #[arg(long, env = "FLANNELD_IP_BLACKHOLE_ROUTE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    pub ip_blackhole_route: bool,
     /// Address to serve /healthz, /readyz and /metrics on.
     #[arg(long, env = "FLANNELD_HEALTHZ_IP", value_name = "IP", default_value = "0.0.0.0")]
     pub healthz_ip: IpAddr,
@@ -98,22 +124,21 @@ pub struct Args {
     /// How much to log: 0 visible changes, 2 decisions, 5 everything. `RUST_LOG`, where set, has the last word.
     #[arg(long = "v", env = "FLANNELD_V", value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
+    /// The same for single modules: MODULE=LEVEL, separated by commas, e.g. `watch=4,keeper=2`.
+    #[arg(long, env = "FLANNELD_VMODULE", value_name = "MODULE=LEVEL,…", value_delimiter = ',')]
+    pub vmodule: Vec<ModuleLevel>,
+    /// Log a backtrace with whatever is logged at this line of the source, e.g. `run.rs:120`.
+    #[arg(
+        long = "log_backtrace_at",
+        env = "FLANNELD_LOG_BACKTRACE_AT",
+        value_name = "FILE:LINE",
+        default_value = ":0"
+    )]
+    pub log_backtrace_at: SourceLine,
     /// Print the version to standard error and end.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "BOOL",
           action = ArgAction::Set)]
     pub version: bool,
-}
-
-impl Args {
-    /// The filter for the log that [`verbosity`](Self::verbosity) means.
-    #[must_use]
-    pub fn log_filter(&self) -> &'static str {
-        match self.verbosity {
-            0 | 1 => "info",
-            2..=4 => "info,flannel_rs=debug",
-            5.. => "debug,flannel_rs=trace",
-        }
-    }
 }
 
 /// Turns a command line as Go understands it into one as `clap` does: `-iface x` becomes `--iface x`.
@@ -156,15 +181,37 @@ pub fn normalise(
     Ok(line)
 }
 
+impl Args {
+    /// Reads a line that [`normalise`] made, and the variables of the environment for what is not on it.
+    ///
+    /// A variable that is set to nothing counts as absent, as in flanneld: `FLANNELD_PUBLIC_IP=` is a common line in a service's
+    /// environment file.
+    ///
+    /// # Errors
+    ///
+    /// clap's own, which print usage, help or the mistake.
+    pub fn parse_line(
+        line: Vec<OsString>,
+        mut variable: impl FnMut(&str) -> Option<OsString>,
+    ) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let mut is_empty = |name: &OsStr| name.to_str().and_then(&mut variable).is_some_and(|value| value.is_empty());
+        let has_empty_variable = |argument: &&Arg| argument.get_env().is_some_and(&mut is_empty);
+        let ids: Vec<_> = command.get_arguments().filter(has_empty_variable).map(|arg| arg.get_id().clone()).collect();
+        for id in ids {
+            command = command.mut_arg(id, |argument| argument.env(None::<&str>));
+        }
+        Self::from_arg_matches(&command.try_get_matches_from(line)?)
+    }
+}
+
 /// The command line, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where etcd is, and who we are there.
     pub etcd: EtcdConfig,
-    /// Wanted external interfaces, best first; empty means that of the default route.
-    pub interfaces: Vec<String>,
-    /// The address to announce, where it is not the interface's own.
-    pub public_ip: Option<Ipv4Addr>,
+    /// Which interface leads to the others, and which addresses to announce.
+    pub interface: Wishes,
     /// The file for the CNI plugin.
     pub subnet_file: PathBuf,
     /// The lease is renewed at the latest so long before it ends.
@@ -173,6 +220,8 @@ pub struct Config {
     pub rules: RulesConfig,
     /// How often the kernel's state is compared with what it should be.
     pub resync: Duration,
+    /// Whether packets to pods that are not there are dropped here.
+    pub blackhole: bool,
     /// Where to serve health and metrics.
     pub health: Option<SocketAddr>,
     /// Whether the lease is given back at exit.
@@ -188,6 +237,17 @@ pub struct EtcdConfig {
     pub prefix: String,
     /// User name and password.
     pub credentials: Option<(String, String)>,
+    /// Who signs etcd's certificate, and who we are; `None` without encryption.
+    pub tls: Option<TlsConfig>,
+}
+
+/// The files of an encrypted connection to etcd, all in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The certificate authority of etcd's certificate; `None` for those that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// Our own certificate and its private key, if etcd asks for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// The firewall rules that are wanted.
@@ -210,10 +270,7 @@ impl TryFrom<Args> for Config {
         if minutes == 0 || renew_margin >= LEASE_TTL {
             return Err(ConfigError::RenewMargin { minutes });
         }
-        for endpoint in &args.etcd_endpoints {
-            check_endpoint(endpoint)
-                .map_err(|problem| ConfigError::Endpoint { endpoint: endpoint.clone(), problem })?;
-        }
+        let tls = tls_config(&args)?;
         let credentials = match (args.etcd_username, args.etcd_password) {
             (Some(name), Some(password)) => Some((name, password)),
             (None, None) => None,
@@ -224,9 +281,15 @@ impl TryFrom<Args> for Config {
                 endpoints: args.etcd_endpoints,
                 prefix: format!("/{}", args.etcd_prefix.trim_matches('/')),
                 credentials,
+                tls,
             },
-            interfaces: args.iface,
-            public_ip: args.public_ip,
+            interface: Wishes {
+                names: args.iface,
+                patterns: args.iface_regex,
+                can_reach: args.iface_can_reach,
+                public_ip: args.public_ip,
+                public_ipv6: args.public_ipv6,
+            },
             subnet_file: args.subnet_file,
             renew_margin,
             rules: RulesConfig {
@@ -235,108 +298,50 @@ impl TryFrom<Args> for Config {
                 forward: args.iptables_forward_rules,
             },
             resync: Duration::from_secs(args.iptables_resync),
+            blackhole: args.ip_blackhole_route,
             health: (args.healthz_port != 0).then(|| SocketAddr::new(args.healthz_ip, args.healthz_port)),
             release_on_exit: args.release_on_exit,
         })
     }
 }
 
-fn check_endpoint(endpoint: &str) -> Result<(), &'static str> {
-    let Some(authority) = endpoint.strip_prefix("http://") else {
-        return Err(if endpoint.starts_with("https://") {
-            "asks for TLS, which is not supported; use http://HOST:PORT"
-        } else {
-            "has no scheme; use http://HOST:PORT"
-        });
+/// Finds out from the endpoints whether the connection is encrypted, and checks that the files say the same.
+///
+/// flanneld takes a certificate authority only together with a certificate and a key of its own; alone it is ignored there, and etcd's
+/// certificate is then refused.
+fn tls_config(args: &Args) -> Result<Option<TlsConfig>, ConfigError> {
+    let mut encrypted = 0;
+    for endpoint in &args.etcd_endpoints {
+        let is_encrypted =
+            is_encrypted(endpoint).map_err(|problem| ConfigError::Endpoint { endpoint: endpoint.clone(), problem })?;
+        encrypted += usize::from(is_encrypted);
+    }
+    let identity = match (args.etcd_certfile.clone(), args.etcd_keyfile.clone()) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err(ConfigError::HalfIdentity),
+    };
+    let has_files = args.etcd_cafile.is_some() || identity.is_some();
+    match encrypted {
+        0 if has_files => Err(ConfigError::FilesWithoutTls),
+        0 => Ok(None),
+        all if all == args.etcd_endpoints.len() => Ok(Some(TlsConfig { ca: args.etcd_cafile.clone(), identity })),
+        _ => Err(ConfigError::MixedEndpoints),
+    }
+}
+
+/// Says whether an endpoint asks for TLS, or what is wrong with it.
+fn is_encrypted(endpoint: &str) -> Result<bool, &'static str> {
+    let (authority, is_encrypted) = match (endpoint.strip_prefix("http://"), endpoint.strip_prefix("https://")) {
+        (Some(authority), _) => (authority, false),
+        (None, Some(authority)) => (authority, true),
+        (None, None) => return Err("has no scheme; use http://HOST:PORT or https://HOST:PORT"),
     };
     match authority.trim_end_matches('/').rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(()),
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(is_encrypted),
         _ => Err("has no host and port; use http://HOST:PORT, e.g. http://127.0.0.1:2379"),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    fn line(arguments: &str) -> Result<Vec<OsString>, ConfigError> {
-        normalise(arguments.split_whitespace().map(OsString::from), |_| None)
-    }
-
-    fn config(arguments: &str) -> Result<Config, ConfigError> {
-        let line = line(&format!("flannel-rs {arguments}")).unwrap();
-        Args::try_parse_from(line).unwrap().try_into()
-    }
-
-    #[test]
-    fn the_definition_of_the_command_line_is_sound() {
-        Args::command().debug_assert();
-    }
-
-    #[test]
-    fn the_help_teaches() {
-        insta::assert_snapshot!(Args::command().term_width(100).render_long_help());
-    }
-
-    #[test]
-    fn one_dash_or_two_with_a_blank_or_an_equals_sign() {
-        for arguments in ["-iface eth1 -v 2", "--iface=eth1 --v=2", "-iface=eth1 -v=2", "--iface eth1 --v 2"] {
-            let args = Args::try_parse_from(line(&format!("flannel-rs {arguments}")).unwrap()).unwrap();
-            assert_eq!((args.iface, args.verbosity), (vec!["eth1".to_owned()], 2), "{arguments}");
-        }
-    }
-
-    #[test]
-    fn a_boolean_stands_alone_or_takes_its_value_after_an_equals_sign() {
-        for (arguments, expected) in [
-            ("", false),
-            ("-ip-masq", true),
-            ("--ip-masq=true", true),
-            ("-ip-masq=false", false),
-            ("-ip-masq -iface eth0", true),
-        ] {
-            assert_eq!(config(arguments).unwrap().rules.masquerade, expected, "{arguments}");
-        }
-        assert!(!config("-iptables-forward-rules=false").unwrap().rules.forward);
-    }
-
-    #[test]
-    fn the_line_of_the_lab_is_understood() {
-        let config = config(
-            "--etcd-endpoints http://10.1.0.1:2379,http://10.1.0.2:2379 --iface C0w1-eth0 --subnet-file /x/flannel-subnet.env --ip-masq --healthz-port 8471",
-        )
-        .unwrap();
-        assert_eq!(config.etcd.endpoints, ["http://10.1.0.1:2379", "http://10.1.0.2:2379"]);
-        assert_eq!(config.etcd.prefix, "/coreos.com/network");
-        assert_eq!(config.interfaces, ["C0w1-eth0"]);
-        assert_eq!(config.health.unwrap().to_string(), "0.0.0.0:8471");
-        assert_eq!(config.renew_margin, Duration::from_hours(1));
-    }
-
-    #[test]
-    fn the_kubernetes_subnet_manager_is_refused_by_flag_and_by_variable() {
-        for arguments in ["-kube-subnet-mgr", "--kube-subnet-mgr=true", "-kubeconfig-file /etc/x"] {
-            assert!(matches!(line(arguments), Err(ConfigError::KubeManager { .. })), "{arguments}");
-        }
-        assert_eq!(line("x --kube-subnet-mgr=false").unwrap(), ["x"]);
-        let from_environment = normalise([], |name| (name == "FLANNELD_KUBE_API_URL").then(|| "http://k".into()));
-        assert!(from_environment.unwrap_err().to_string().contains("FLANNELD_KUBE_API_URL"));
-    }
-
-    #[test]
-    fn what_cannot_be_obeyed_is_refused_with_the_remedy() {
-        for (arguments, expected) in [
-            ("-subnet-lease-renew-margin 0", "use 1 to 1439"),
-            ("-subnet-lease-renew-margin 1440", "use 1 to 1439"),
-            ("-etcd-endpoints https://10.1.0.1:2379", "asks for TLS"),
-            ("-etcd-endpoints 10.1.0.1:2379", "has no scheme"),
-            ("-etcd-endpoints http://10.1.0.1", "has no host and port"),
-            ("-etcd-username root", "give both or neither"),
-        ] {
-            let error = config(arguments).unwrap_err().to_string();
-            assert!(error.contains(expected), "{arguments}: {error}");
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,11 @@
 //! What can go wrong, from a flag that contradicts itself to an etcd that is away.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::lease::Subnet;
 
@@ -13,15 +15,6 @@ pub enum Error {
     /// The command line or the environment.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The network configuration in etcd.
-    #[error("wrong network configuration under {key}")]
-    Network {
-        /// The key in etcd.
-        key: String,
-        /// What is wrong with it.
-        #[source]
-        source: NetworkError,
-    },
     /// No interface to send through.
     #[error(transparent)]
     Interface(#[from] InterfaceError),
@@ -56,6 +49,12 @@ pub enum Error {
         /// The file system's answer.
         #[source]
         source: io::Error,
+    },
+    /// Two agents for one subnet file.
+    #[error("another flannel-rs runs in this network namespace for the subnet file {}; stop it first", path.display())]
+    RunsAlready {
+        /// The subnet file of both.
+        path: PathBuf,
     },
     /// The health port could not be opened.
     #[error("cannot listen on {address} for health checks; choose another --healthz-ip or --healthz-port")]
@@ -102,6 +101,17 @@ pub enum ConfigError {
         /// What is wrong, and what would be right.
         problem: &'static str,
     },
+    /// Only one of certificate and key was given.
+    #[error("etcd-certfile and etcd-keyfile belong together; give both or neither")]
+    HalfIdentity,
+    /// Files for TLS, and endpoints without.
+    #[error(
+        "etcd-cafile, etcd-certfile and etcd-keyfile are for encrypted connections, and the endpoints begin with http://; use https://"
+    )]
+    FilesWithoutTls,
+    /// Some endpoints with TLS, some without.
+    #[error("etcd-endpoints must begin all with https:// or all with http://")]
+    MixedEndpoints,
     /// Only one of user name and password was given.
     #[error("etcd-username and etcd-password belong together; give both or neither")]
     HalfCredentials,
@@ -132,32 +142,40 @@ pub enum LeaseError {
     #[error("{0:?} names no subnet; expected one such as 10.5.29.0-24, without address bits behind the length")]
     Key(String),
     /// A lease of a worker that is reached in another way.
-    #[error("its backend is {0}, which this worker does not speak")]
-    ForeignBackend(String),
+    #[error("its backend is {theirs}, and this worker speaks {ours}")]
+    ForeignBackend {
+        /// The backend in the lease.
+        theirs: String,
+        /// That of this worker.
+        ours: &'static str,
+    },
     /// Backend data that does not say how to reach the worker.
-    #[error("its BackendData is {0}; expected {{\"VNI\":1,\"VtepMAC\":\"2e:36:a1:04:b5:c6\"}}")]
-    BackendData(String),
+    #[error("its {field} is {found}; expected {{\"VNI\":1,\"VtepMAC\":\"2e:36:a1:04:b5:c6\"}}")]
+    BackendData {
+        /// Which of the two fields.
+        field: &'static str,
+        /// What it says.
+        found: String,
+    },
 }
 
 /// No subnet is free.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "every /{subnet_len} from {first} to {last} is taken; widen the network in the configuration or delete the lease of a worker that is gone"
+    "every subnet from {first} to {last} is taken; widen the network in the configuration or delete the lease of a worker that is gone"
 )]
 pub struct AllocateError {
-    /// The base of the first subnet of the range.
-    pub first: Ipv4Addr,
-    /// The base of the last one.
-    pub last: Ipv4Addr,
-    /// The length of all of them.
-    pub subnet_len: u8,
+    /// The first subnet of the range.
+    pub first: IpNet,
+    /// The last one.
+    pub last: IpNet,
 }
 
 /// No interface to send through.
 #[derive(Debug, thiserror::Error)]
 pub enum InterfaceError {
-    /// None of the names and addresses given with `--iface` is there.
-    #[error("no interface is called or has the address {wanted}; there are {present}")]
+    /// None of what was asked for is there.
+    #[error("no interface is called, has the address or is {wanted}; there are {present}")]
     NotFound {
         /// What was asked for.
         wanted: String,
@@ -165,13 +183,42 @@ pub enum InterfaceError {
         present: String,
     },
     /// Nothing was asked for, and nothing can be guessed.
-    #[error("there is no default route to tell the external interface by; name one with --iface")]
-    NoDefaultRoute,
+    #[error("there is no {family} default route to tell the external interface by; name one with --iface")]
+    NoDefaultRoute {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
+    /// The two families leave through two interfaces.
+    #[error(
+        "the IPv4 default route leads through {ipv4} and the IPv6 one through {ipv6}; name one interface with --iface"
+    )]
+    TwoDefaultRoutes {
+        /// The interface of the IPv4 one.
+        ipv4: String,
+        /// The interface of the IPv6 one.
+        ipv6: String,
+    },
     /// The interface has no address that other workers could send to.
-    #[error("interface {name} has no IPv4 address other workers could reach; give it one or name another with --iface")]
+    #[error(
+        "interface {name} has no {family} address other workers could reach; give it one or name another with --iface"
+    )]
     NoAddress {
         /// The interface.
         name: String,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
+    /// With host-gw, others must be able to send to the interface itself.
+    #[error(
+        "--public-ip {public} is not {own}, the address of {name}; host-gw makes each worker the next router, so leave the option out"
+    )]
+    BehindTranslation {
+        /// The interface.
+        name: String,
+        /// The address to be announced.
+        public: String,
+        /// The interface's own.
+        own: String,
     },
 }
 
@@ -186,6 +233,17 @@ pub enum RegistryError {
         /// The answer.
         #[source]
         source: etcd_client::Error,
+    },
+    /// A file of the encrypted connection could not be read.
+    #[error("cannot read {} for --{flag}", path.display())]
+    TlsFile {
+        /// The flag that named it.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The file system's answer.
+        #[source]
+        source: io::Error,
     },
     /// etcd did not answer.
     #[error("etcd did not answer within {limit:?} when asked to {what}")]
@@ -210,6 +268,16 @@ pub enum RegistryError {
         /// How often.
         attempts: u32,
     },
+    /// Somebody else runs under our public IP.
+    #[error(
+        "another agent with the public IP {public_ip} is running and holds {subnet}; give one of the two another --public-ip, or stop it"
+    )]
+    Doubled {
+        /// The address that both announce.
+        public_ip: std::net::Ipv4Addr,
+        /// The subnet that both would have.
+        subnet: Subnet,
+    },
     /// Our subnet was lost and is now somebody else's.
     #[error(
         "subnet {subnet} of this worker is now held by {holder} under {key}; delete that key, or restart this agent to take another subnet"
@@ -230,7 +298,7 @@ impl RegistryError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Etcd { .. } | Self::Timeout { .. } | Self::WatchEnded { .. } | Self::Contended { .. } => true,
-            Self::Allocate(_) | Self::Taken { .. } => false,
+            Self::Allocate(_) | Self::Taken { .. } | Self::TlsFile { .. } | Self::Doubled { .. } => false,
         }
     }
 }

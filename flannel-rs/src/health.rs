@@ -54,6 +54,8 @@ pub struct Metrics {
     pub failures: Counter,
     /// Times that our key in etcd was lost.
     pub leases_lost: Counter,
+    /// Times that somebody else wrote our key in etcd.
+    pub leases_contested: Counter,
 }
 
 impl Health {
@@ -71,6 +73,8 @@ impl Health {
         registry.register("changes", "Changes made to the kernel's state", metrics.changes.clone());
         registry.register("failures", "Changes that the kernel refused", metrics.failures.clone());
         registry.register("leases_lost", "Times that the worker's key in etcd was lost", metrics.leases_lost.clone());
+        let help = "Times that somebody else wrote the worker's key in etcd";
+        registry.register("leases_contested", help, metrics.leases_contested.clone());
         Self(Arc::new(State {
             is_subnet_file_written: AtomicBool::new(false),
             is_lease_held: AtomicBool::new(true),

@@ -12,18 +12,21 @@
 //! Source: flannel `pkg/subnet/subnet.go`, `MakeSubnetKey`, `ParseSubnetKey`; `pkg/lease/lease.go`, `LeaseAttrs`.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use linux_net::{MacAddr, Vni};
 use serde::{Deserialize, Serialize};
 
 use crate::error::LeaseError;
+use crate::family::{Family, Prefix};
 
 /// The `BackendType` of a lease that is reached by VXLAN.
 pub const VXLAN: &str = "vxlan";
+/// The `BackendType` of a lease whose worker is itself the next router.
+pub const HOST_GW: &str = "host-gw";
 
 /// The subnet of one worker, as the last part of a key names it.
 ///
@@ -32,8 +35,8 @@ pub const VXLAN: &str = "vxlan";
 /// 10.5.29.0-24&fd00:5:0:3::-64       two families; the colons stay
 /// ```
 ///
-/// `/` would start another level of the key, hence the dash. The IPv6 half is read and kept, so that a dual-stack neighbour in the
-/// same cluster is reached over IPv4; we never write one.
+/// `/` would start another level of the key, hence the dash. There is always an IPv4 half: flannel on etcd has no way to write a key
+/// without one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subnet {
     /// The IPv4 subnet, host bits clear.
@@ -49,10 +52,20 @@ impl Subnet {
         Self { ipv4: ipv4.trunc(), ipv6: None }
     }
 
-    /// Says whether the two share an IPv4 address, whatever their lengths.
+    /// Its half of one family.
     #[must_use]
-    pub fn overlaps(&self, other: Ipv4Net) -> bool {
-        self.ipv4.contains(&other) || other.contains(&self.ipv4)
+    pub fn half(&self, family: Family) -> Option<IpNet> {
+        match family {
+            Family::V4 => Some(self.ipv4.into()),
+            Family::V6 => self.ipv6.map(IpNet::from),
+        }
+    }
+
+    /// Says whether the two share an address of either family, whatever their lengths.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let share_ipv6 = self.ipv6.zip(other.ipv6).is_some_and(|(ours, theirs)| ours.overlaps(&theirs));
+        self.ipv4.overlaps(&other.ipv4) || share_ipv6
     }
 }
 
@@ -96,6 +109,15 @@ fn split_length<A: FromStr>(text: &str) -> Option<(A, u8)> {
     Some((address.parse().ok()?, length.parse().ok()?))
 }
 
+/// The addresses of a worker in the underlay, one for each family that the overlay has: what others send to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublicAddresses {
+    /// Where IPv4 pods' packets go; by this address a worker also recognises its own lease.
+    pub ipv4: Ipv4Addr,
+    /// Where IPv6 pods' packets go, in a dual-stack cluster.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
 /// The value of a lease: who holds the subnet, and how to reach him.
 ///
 /// The fields stand in the order in which flanneld writes them.
@@ -119,40 +141,63 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// The attributes of a worker that is reached by VXLAN over IPv4.
+    /// The attributes of a worker that is reached by VXLAN, over each family that there is data for.
     #[must_use]
-    pub fn vxlan(public_ip: Ipv4Addr, data: VxlanData) -> Self {
-        let mut object = serde_json::Map::new();
-        object.insert("VNI".to_owned(), data.vni.get().into());
-        object.insert("VtepMAC".to_owned(), data.vtep_mac.to_string().into());
+    pub fn vxlan(addresses: PublicAddresses, ipv4: VxlanData, ipv6: Option<VxlanData>) -> Self {
         Self {
-            public_ip,
-            public_ipv6: None,
+            public_ip: addresses.ipv4,
+            public_ipv6: addresses.ipv6,
             backend_type: Some(VXLAN.to_owned()),
-            backend_data: Some(object.into()),
+            backend_data: Some(ipv4.to_json()),
+            backend_v6_data: ipv6.map(VxlanData::to_json),
+        }
+    }
+
+    /// The attributes of a worker that is the next router to its pods.
+    #[must_use]
+    pub fn host_gw(addresses: PublicAddresses) -> Self {
+        Self {
+            public_ip: addresses.ipv4,
+            public_ipv6: addresses.ipv6,
+            backend_type: Some(HOST_GW.to_owned()),
+            backend_data: None,
             backend_v6_data: None,
         }
     }
 
-    /// Reads the backend data of a VXLAN lease.
+    /// The worker's address in the underlay of one family.
+    #[must_use]
+    pub fn public_address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => Some(self.public_ip.into()),
+            Family::V6 => self.public_ipv6.map(IpAddr::from),
+        }
+    }
+
+    /// Says whether the lease is of the backend with this name.
     ///
     /// # Errors
     ///
-    /// [`LeaseError::ForeignBackend`] for a lease of another backend, [`LeaseError::BackendData`] when the data is not in the
-    /// shape of [`VxlanData`].
-    pub fn vxlan_data(&self) -> Result<VxlanData, LeaseError> {
-        let backend_type = self.backend_type.as_deref().unwrap_or("none");
-        if backend_type != VXLAN {
-            return Err(LeaseError::ForeignBackend(backend_type.to_owned()));
+    /// [`LeaseError::ForeignBackend`] when it is of another.
+    pub fn check_backend(&self, name: &'static str) -> Result<(), LeaseError> {
+        match self.backend_type.as_deref().unwrap_or("none") {
+            same if same == name => Ok(()),
+            other => Err(LeaseError::ForeignBackend { theirs: other.to_owned(), ours: name }),
         }
-        let data = self.backend_data.as_ref();
-        let bad = || LeaseError::BackendData(data.map(ToString::to_string).unwrap_or_default());
-        let field = |name: &str| data.and_then(|data| data.get(name));
-        let vni = field("VNI").and_then(serde_json::Value::as_u64).and_then(|vni| u32::try_from(vni).ok());
-        let vni = vni.and_then(|vni| Vni::new(vni).ok()).ok_or_else(bad)?;
-        let mac = field("VtepMAC").and_then(serde_json::Value::as_str);
-        let vtep_mac = mac.and_then(|mac| mac.parse().ok()).ok_or_else(bad)?;
-        Ok(VxlanData { vni, vtep_mac })
+    }
+
+    /// Reads one family's backend data of a VXLAN lease.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseError::BackendData`] when the data is not in the shape of [`VxlanData`].
+    pub fn vxlan_data(&self, family: Family) -> Result<VxlanData, LeaseError> {
+        let (field, data) = match family {
+            Family::V4 => ("BackendData", self.backend_data.as_ref()),
+            Family::V6 => ("BackendV6Data", self.backend_v6_data.as_ref()),
+        };
+        let found = || data.map_or_else(|| "absent".to_owned(), ToString::to_string);
+        data.and_then(VxlanData::from_json).ok_or_else(|| LeaseError::BackendData { field, found: found() })
     }
 
     /// The bytes that stand in etcd.
@@ -173,6 +218,20 @@ pub struct VxlanData {
     pub vni: Vni,
     /// The MAC address of the worker's VXLAN device: the destination of the inner Ethernet frame.
     pub vtep_mac: MacAddr,
+}
+
+impl VxlanData {
+    fn to_json(self) -> serde_json::Value {
+        let mut object = serde_json::Map::new();
+        object.insert("VNI".to_owned(), self.vni.get().into());
+        object.insert("VtepMAC".to_owned(), self.vtep_mac.to_string().into());
+        object.into()
+    }
+
+    fn from_json(data: &serde_json::Value) -> Option<Self> {
+        let vni = u32::try_from(data.get("VNI")?.as_u64()?).ok()?;
+        Some(Self { vni: Vni::new(vni).ok()?, vtep_mac: data.get("VtepMAC")?.as_str()?.parse().ok()? })
+    }
 }
 
 /// One key under `<prefix>/subnets/`, with what etcd knows about it.
@@ -211,6 +270,8 @@ pub struct OwnLease {
     pub attributes: Attributes,
     /// The etcd lease that the key hangs on, and how long it lasts without renewal; `None` for a reservation, which lasts for ever.
     pub term: Option<Term>,
+    /// The etcd revision of our own write: a younger one was somebody else's.
+    pub mod_revision: i64,
 }
 
 /// An etcd lease.
@@ -245,13 +306,30 @@ mod tests {
     /// Recorded from a flanneld of the v0.28 series.
     const RECORDED: &str = r#"{"PublicIP":"192.168.100.11","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":100,"VtepMAC":"2e:36:a1:04:b5:c6"}}"#;
 
+    fn data(mac: &str) -> VxlanData {
+        VxlanData { vni: Vni::new(100).unwrap(), vtep_mac: mac.parse().unwrap() }
+    }
+
     #[test]
     fn the_value_has_the_bytes_that_flanneld_writes() {
-        let data = VxlanData { vni: Vni::new(100).unwrap(), vtep_mac: "2e:36:a1:04:b5:c6".parse().unwrap() };
-        let attributes = Attributes::vxlan([192, 168, 100, 11].into(), data);
+        let addresses = PublicAddresses { ipv4: [192, 168, 100, 11].into(), ipv6: None };
+        let attributes = Attributes::vxlan(addresses, data("2e:36:a1:04:b5:c6"), None);
         assert_eq!(String::from_utf8(attributes.to_json()).unwrap(), RECORDED);
         assert_eq!(serde_json::from_str::<Attributes>(RECORDED).unwrap(), attributes);
-        assert_eq!(attributes.vxlan_data().unwrap(), data);
+        assert_eq!(attributes.vxlan_data(Family::V4).unwrap(), data("2e:36:a1:04:b5:c6"));
+    }
+
+    #[test]
+    fn dual_stack_and_host_gw_have_the_bytes_that_flanneld_writes() {
+        let addresses =
+            PublicAddresses { ipv4: [192, 168, 100, 11].into(), ipv6: Some("fd00:aa::11".parse().unwrap()) };
+        let dual = Attributes::vxlan(addresses, data("2e:36:a1:04:b5:c6"), Some(data("2e:36:a1:04:b5:c7")));
+        let expected = r#"{"PublicIP":"192.168.100.11","PublicIPv6":"fd00:aa::11","BackendType":"vxlan","BackendData":{"VNI":100,"VtepMAC":"2e:36:a1:04:b5:c6"},"BackendV6Data":{"VNI":100,"VtepMAC":"2e:36:a1:04:b5:c7"}}"#;
+        assert_eq!(String::from_utf8(dual.to_json()).unwrap(), expected);
+        assert_eq!(dual.vxlan_data(Family::V6).unwrap(), data("2e:36:a1:04:b5:c7"));
+        let host_gw = Attributes::host_gw(PublicAddresses { ipv6: None, ..addresses });
+        let expected = r#"{"PublicIP":"192.168.100.11","PublicIPv6":null,"BackendType":"host-gw"}"#;
+        assert_eq!(String::from_utf8(host_gw.to_json()).unwrap(), expected);
     }
 
     #[test]
@@ -268,8 +346,11 @@ mod tests {
 
     #[test]
     fn backend_data_of_another_shape_is_an_error_that_shows_it() {
-        let read = |json| serde_json::from_str::<Attributes>(json).unwrap().vxlan_data().unwrap_err().to_string();
-        assert!(read(r#"{"PublicIP":"10.0.0.3","BackendType":"host-gw"}"#).contains("host-gw"));
+        let attributes = |json| serde_json::from_str::<Attributes>(json).unwrap();
+        let foreign =
+            attributes(r#"{"PublicIP":"10.0.0.3","BackendType":"host-gw"}"#).check_backend(VXLAN).unwrap_err();
+        assert!(foreign.to_string().contains("host-gw"));
+        let read = |json| attributes(json).vxlan_data(Family::V4).unwrap_err().to_string();
         assert!(
             read(r#"{"PublicIP":"10.0.0.3","BackendType":"vxlan","BackendData":{"VNI":1}}"#).contains(r#"{"VNI":1}"#)
         );
@@ -277,6 +358,24 @@ mod tests {
             read(r#"{"PublicIP":"10.0.0.3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"x"}}"#)
                 .contains("VtepMAC")
         );
+        let dual = attributes(r#"{"PublicIP":"10.0.0.3","BackendType":"vxlan"}"#).vxlan_data(Family::V6).unwrap_err();
+        assert!(dual.to_string().contains("BackendV6Data is absent"), "{dual}");
+    }
+
+    #[test]
+    fn subnets_overlap_in_either_family() {
+        let subnet = |key: &str| key.parse::<Subnet>().unwrap();
+        let ours = subnet("10.5.29.0-24&fd00:5:0:3::-64");
+        for (other, expected) in [
+            ("10.5.29.128-25", true),
+            ("10.5.0.0-16", true),
+            ("10.5.30.0-24", false),
+            ("10.5.30.0-24&fd00:5:0:3::-64", true),
+            ("10.5.30.0-24&fd00:5:0:4::-64", false),
+        ] {
+            assert_eq!(ours.overlaps(&subnet(other)), expected, "{other}");
+            assert_eq!(subnet(other).overlaps(&ours), expected, "{other}");
+        }
     }
 
     #[test]

@@ -22,9 +22,9 @@
 //!
 //! Source: flannel `pkg/trafficmngr/iptables/iptables.go`, `masqRules`; `pkg/trafficmngr/nftables/nftables.go`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use linux_net::nft::{
     Batch, Chain, ChainKind, Expr, Family, Field, Hook, HookPoint, MasqueradeFlags, Meta, Nft, Op, Policy, Priority,
     Rule, Statement, Table, Value,
@@ -33,6 +33,7 @@ use tracing::{info, warn};
 
 use crate::config::RulesConfig;
 use crate::error::Error;
+use crate::overlay::{Overlay, Overlays};
 
 /// The name of our table.
 const TABLE: &str = "flannel";
@@ -40,71 +41,97 @@ const TABLE: &str = "flannel";
 const MASQUERADE_MARK: u32 = 0x4000;
 /// Multicast is not routed to the world, so it is not translated either.
 const MULTICAST: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4);
+/// The same for IPv6. Source: RFC 4291, section 2.7.
+const MULTICAST_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8);
 
-/// The rules that this worker should have.
+/// The rules that this worker should have, of both families.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     config: RulesConfig,
-    network: Ipv4Net,
-    subnet: Ipv4Net,
+    ipv4: FamilyRules,
+    /// `None` where the cluster has no IPv6.
+    ipv6: Option<FamilyRules>,
+}
+
+/// What the rules of one family are about: a worker that holds `subnet` of `network`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FamilyRules {
+    network: IpNet,
+    subnet: IpNet,
 }
 
 impl Rules {
-    /// The rules for a worker that holds `subnet` of `network`; `config` may want none at all.
+    /// The rules for a worker with these overlays; `config` may want none at all. `None` as long as the worker has no subnet.
     #[must_use]
-    pub fn new(config: RulesConfig, network: Ipv4Net, subnet: Ipv4Net) -> Self {
-        Self { config, network, subnet }
+    pub fn new(config: RulesConfig, overlays: &Overlays) -> Option<Self> {
+        let of = |overlay: &Overlay| Some(FamilyRules { network: overlay.network, subnet: overlay.subnet? });
+        Some(Self { config, ipv4: of(&overlays.ipv4)?, ipv6: overlays.ipv6.as_ref().and_then(of) })
     }
 
-    /// The transaction that replaces whatever is in our table by these rules.
+    /// The transaction that replaces whatever is in our tables by these rules.
     #[must_use]
     pub fn batch(&self) -> Batch {
-        // Deleting a table that is not there is an error; adding one that is, is not.
-        let mut batch: Batch = [Op::AddTable(table()), Op::DelTable(table())].into_iter().collect();
-        if self.is_empty() {
-            return batch;
-        }
-        batch.push(Op::AddTable(table()));
-        for (chain, rules) in self.chains() {
-            let name = chain.name.clone();
-            batch.push(Op::AddChain(chain));
-            batch
-                .extend(rules.into_iter().map(|statements| Op::AddRule(Rule::new(&table(), name.clone(), statements))));
+        let mut batch = Batch::default();
+        for (family, rules) in [(Family::Ip, Some(self.ipv4)), (Family::Ip6, self.ipv6)] {
+            let table = table(family);
+            // Deleting a table that is not there is an error; adding one that is, is not.
+            batch.extend([Op::AddTable(table.clone()), Op::DelTable(table.clone())]);
+            let Some(rules) = rules.filter(|_| self.config.wants_any()) else { continue };
+            batch.push(Op::AddTable(table.clone()));
+            for (chain, rules) in rules.chains(&table, self.config) {
+                let name = chain.name.clone();
+                batch.push(Op::AddChain(chain));
+                let rules =
+                    rules.into_iter().map(|statements| Op::AddRule(Rule::new(&table, name.clone(), statements)));
+                batch.extend(rules);
+            }
         }
         batch
     }
 
-    fn is_empty(&self) -> bool {
-        !self.config.masquerade && !self.config.forward
+    /// How many rules each table should have.
+    fn counts(&self) -> Vec<(Table, usize)> {
+        let count = |family, rules: FamilyRules| {
+            let table = table(family);
+            let count = rules.chains(&table, self.config).iter().map(|(_, rules)| rules.len()).sum();
+            (table, count)
+        };
+        let ipv6 = self.ipv6.map(|rules| count(Family::Ip6, rules));
+        std::iter::once(count(Family::Ip, self.ipv4)).chain(ipv6).collect()
     }
+}
 
-    fn rule_count(&self) -> usize {
-        self.chains().iter().map(|(_, rules)| rules.len()).sum()
+impl RulesConfig {
+    fn wants_any(self) -> bool {
+        self.masquerade || self.forward
     }
+}
 
+impl FamilyRules {
     /// The chains that are wanted, each with its rules.
-    fn chains(&self) -> Vec<(Chain, Vec<Vec<Statement>>)> {
+    fn chains(self, table: &Table, config: RulesConfig) -> Vec<(Chain, Vec<Vec<Statement>>)> {
         let mut chains = Vec::new();
-        if self.config.masquerade {
+        if config.masquerade {
             let hook = hook(ChainKind::Nat, HookPoint::Postrouting, Priority::SRCNAT);
-            chains.push((Chain::base(&table(), "postrouting", hook), self.masquerade_rules()));
+            chains.push((Chain::base(table, "postrouting", hook), self.masquerade_rules(config)));
         }
-        if self.config.forward {
+        if config.forward {
             let hook = hook(ChainKind::Filter, HookPoint::Forward, Priority::FILTER);
             let rules =
                 vec![vec![from(self.network), Statement::accept()], vec![to(self.network), Statement::accept()]];
-            chains.push((Chain::base(&table(), "forward", hook), rules));
+            chains.push((Chain::base(table, "forward", hook), rules));
         }
         chains
     }
 
-    fn masquerade_rules(&self) -> Vec<Vec<Statement>> {
+    fn masquerade_rules(self, config: RulesConfig) -> Vec<Vec<Statement>> {
         let (cluster, pods) = (self.network, self.subnet);
         let masquerade = || {
-            Statement::Masquerade(MasqueradeFlags {
-                fully_random: self.config.fully_random,
-                ..MasqueradeFlags::default()
-            })
+            Statement::Masquerade(MasqueradeFlags { fully_random: config.fully_random, ..MasqueradeFlags::default() })
+        };
+        let multicast = match cluster {
+            IpNet::V4(_) => IpNet::V4(MULTICAST),
+            IpNet::V6(_) => IpNet::V6(MULTICAST_V6),
         };
         let is_marked = Statement::equal(Expr::from(Meta::Mark).and(MASQUERADE_MARK), Value::Mark(MASQUERADE_MARK));
         vec![
@@ -112,13 +139,13 @@ impl Rules {
             vec![from(pods), to(cluster), Statement::ret()],
             vec![from(cluster), to(pods), Statement::ret()],
             vec![not_from(cluster), to(pods), Statement::ret()],
-            vec![from(cluster), not_to(MULTICAST), masquerade()],
+            vec![from(cluster), not_to(multicast), masquerade()],
             vec![not_from(cluster), to(cluster), masquerade()],
         ]
     }
 }
 
-/// Replaces whatever is in our table by `rules`; removes the table when they are none, as after the option was turned off.
+/// Replaces whatever is in our tables by `rules`; removes the tables when they are none, as after the option was turned off.
 ///
 /// # Errors
 ///
@@ -132,84 +159,134 @@ pub fn install(rules: &Rules) -> Result<(), Error> {
     Ok(())
 }
 
-/// Installs the rules again if the table or some of its rules are gone, as after `nft flush ruleset`.
+/// Installs the rules again if a table or some of its rules are gone, as after `nft flush ruleset`.
 ///
 /// # Errors
 ///
 /// [`Error::Kernel`] when the kernel does not answer or refuses them.
 pub fn restore(rules: &Rules) -> Result<(), Error> {
-    if rules.is_empty() {
+    if !rules.config.wants_any() {
         return Ok(());
     }
-    let count = || -> linux_net::Result<usize> {
+    let wanted = rules.counts();
+    let count = || -> linux_net::Result<Vec<(Table, usize)>> {
         let mut nft = Nft::open()?;
-        if !nft.tables()?.contains(&table()) {
-            return Ok(0);
+        let tables = nft.tables()?;
+        let mut counts = Vec::new();
+        for (table, _) in &wanted {
+            let rules = if tables.contains(table) { nft.rules(table)?.len() } else { 0 };
+            counts.push((table.clone(), rules));
         }
-        Ok(nft.rules(&table())?.len())
+        Ok(counts)
     };
     let present = count()
         .map_err(|source| Error::Kernel { what: format!("read the firewall rules of table {TABLE}"), source })?;
-    if present == rules.rule_count() {
+    if present == wanted {
         return Ok(());
     }
-    warn!(present, wanted = rules.rule_count(), "somebody changed our firewall rules; setting them again");
+    warn!(?present, ?wanted, "somebody changed our firewall rules; setting them again");
     install(rules)
 }
 
-fn table() -> Table {
-    Table::new(Family::Ip, TABLE)
+fn table(family: Family) -> Table {
+    Table::new(family, TABLE)
 }
 
 fn hook(kind: ChainKind, at: HookPoint, priority: Priority) -> Hook {
     Hook { kind, at, priority, policy: Some(Policy::Accept), device: None }
 }
 
-fn from(network: Ipv4Net) -> Statement {
-    Statement::equal(Field::IpSaddr, Value::Ipv4Net(network))
+fn from(network: IpNet) -> Statement {
+    let (field, value) = (source_field(network), network_value(network));
+    Statement::equal(field, value)
 }
 
-fn not_from(network: Ipv4Net) -> Statement {
-    Statement::differs(Field::IpSaddr, Value::Ipv4Net(network))
+fn not_from(network: IpNet) -> Statement {
+    Statement::differs(source_field(network), network_value(network))
 }
 
-fn to(network: Ipv4Net) -> Statement {
-    Statement::equal(Field::IpDaddr, Value::Ipv4Net(network))
+fn to(network: IpNet) -> Statement {
+    Statement::equal(destination_field(network), network_value(network))
 }
 
-fn not_to(network: Ipv4Net) -> Statement {
-    Statement::differs(Field::IpDaddr, Value::Ipv4Net(network))
+fn not_to(network: IpNet) -> Statement {
+    Statement::differs(destination_field(network), network_value(network))
+}
+
+fn source_field(network: IpNet) -> Field {
+    if network.addr().is_ipv4() { Field::IpSaddr } else { Field::Ip6Saddr }
+}
+
+fn destination_field(network: IpNet) -> Field {
+    if network.addr().is_ipv4() { Field::IpDaddr } else { Field::Ip6Daddr }
+}
+
+fn network_value(network: IpNet) -> Value {
+    match network {
+        IpNet::V4(network) => Value::Ipv4Net(network),
+        IpNet::V6(network) => Value::Ipv6Net(network),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overlay::Transport;
 
-    fn rules(masquerade: bool, forward: bool) -> Rules {
+    fn overlay(network: &str, subnet: &str) -> Overlay {
+        let transport = Transport::HostGw { interface: "eth0".parse().unwrap(), mtu_bytes: 1500 };
+        let (network, subnet) = (network.parse().unwrap(), Some(subnet.parse().unwrap()));
+        Overlay { network, subnet, transport, blackhole: false }
+    }
+
+    fn rules(masquerade: bool, forward: bool, is_dual_stack: bool) -> Rules {
         let config = RulesConfig { masquerade, fully_random: true, forward };
-        Rules::new(config, "11.0.0.0/8".parse().unwrap(), "11.10.0.0/20".parse().unwrap())
+        let ipv6 = is_dual_stack.then(|| overlay("fd00:11::/48", "fd00:11:0:1::/64"));
+        Rules::new(config, &Overlays { ipv4: overlay("11.0.0.0/8", "11.10.0.0/20"), ipv6 }).unwrap()
+    }
+
+    /// The tables that are made, with the number of rules in each.
+    fn made(rules: &Rules) -> Vec<(String, usize)> {
+        let ops = rules.batch().0;
+        let is_rule_of = |table: &Table, op: &Op| matches!(op, Op::AddRule(rule) if rule.table == *table);
+        let count = |table: &Table| ops.iter().filter(|op| is_rule_of(table, op)).count();
+        [Family::Ip, Family::Ip6].map(table).iter().map(|table| (table.to_string(), count(table))).collect()
     }
 
     #[test]
-    fn the_whole_table_is_replaced_in_one_transaction() {
-        let ops = rules(true, true).batch().0;
-        assert_eq!(ops[..3], [Op::AddTable(table()), Op::DelTable(table()), Op::AddTable(table())]);
+    fn both_tables_are_replaced_in_one_transaction() {
+        let ops = rules(true, true, true).batch().0;
+        for family in [Family::Ip, Family::Ip6] {
+            let of_table: Vec<_> = ops
+                .iter()
+                .filter(|op| matches!(op, Op::AddTable(other) | Op::DelTable(other) if *other == table(family)))
+                .cloned()
+                .collect();
+            assert_eq!(
+                of_table,
+                [Op::AddTable(table(family)), Op::DelTable(table(family)), Op::AddTable(table(family))]
+            );
+        }
         let chains: Vec<_> = ops
             .iter()
             .filter_map(|op| if let Op::AddChain(chain) = op { Some(&chain.name[..]) } else { None })
             .collect();
-        assert_eq!(chains, ["postrouting", "forward"]);
-        assert_eq!(ops.iter().filter(|op| matches!(op, Op::AddRule(_))).count(), rules(true, true).rule_count());
+        assert_eq!(chains, ["postrouting", "forward", "postrouting", "forward"]);
     }
 
     #[test]
-    fn nothing_wanted_means_that_the_table_goes() {
-        let ops = rules(false, false).batch().0;
-        assert_eq!(ops, [Op::AddTable(table()), Op::DelTable(table())]);
+    fn nothing_wanted_means_that_the_tables_go() {
+        let ops = rules(false, false, true).batch().0;
+        let gone = |family| [Op::AddTable(table(family)), Op::DelTable(table(family))];
+        assert_eq!(ops, [gone(Family::Ip), gone(Family::Ip6)].concat());
     }
 
     #[test]
-    fn each_option_brings_its_own_chain() {
-        assert_eq!((rules(true, false).rule_count(), rules(false, true).rule_count()), (6, 2));
+    fn each_option_brings_its_own_chain_and_each_family_its_own_table() {
+        let counts = |rules: &Rules| made(rules).into_iter().map(|(_, count)| count).collect::<Vec<_>>();
+        assert_eq!(counts(&rules(true, false, false)), [6, 0]);
+        assert_eq!(counts(&rules(false, true, false)), [2, 0]);
+        assert_eq!(counts(&rules(true, true, true)), [8, 8]);
+        assert_eq!(rules(true, true, true).counts().iter().map(|(_, count)| *count).collect::<Vec<_>>(), [8, 8]);
     }
 }

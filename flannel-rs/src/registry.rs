@@ -21,15 +21,14 @@
 //!
 //! Source: flannel `pkg/subnet/etcd/registry.go` and `local_manager.go`; etcd API v3, `Txn`, `LeaseGrant`, `LeaseKeepAlive`.
 
+mod connect;
 mod request;
 
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
-    WatchOptions, WatchStream,
+    Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
 };
-use ipnet::Ipv4Net;
 use tracing::{debug, info, warn};
 
 use crate::allocate::{self, Choice};
@@ -37,6 +36,7 @@ use crate::config::EtcdConfig;
 use crate::error::RegistryError;
 use crate::lease::{Attributes, Entry, OwnLease, Subnet, Term};
 use crate::network::NetworkConfig;
+use crate::subnet_env::FormerSubnets;
 
 use request::call;
 
@@ -74,18 +74,9 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Etcd`] when an endpoint cannot be parsed, or the credentials are refused.
+    /// [`RegistryError::TlsFile`] when a file cannot be read; [`RegistryError::Etcd`] when the credentials are refused.
     pub async fn connect(config: &EtcdConfig) -> Result<Self, RegistryError> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(2))
-            // A watch is silent for hours; without pings it would not notice that its member is gone.
-            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
-            .with_keep_alive_while_idle(true)
-            // A member cut off from the others refuses, instead of serving what was once true.
-            .with_require_leader(true);
-        if let Some((name, password)) = &config.credentials {
-            options = options.with_user(name, password).with_auto_token_refresh(true);
-        }
+        let options = connect::options(config)?;
         let client = call("connect to etcd", || Client::connect(&config.endpoints, Some(options.clone()))).await?;
         Ok(Self { client, prefix: config.prefix.clone() })
     }
@@ -148,7 +139,7 @@ impl Registry {
         .await
     }
 
-    /// Gets a subnet for the worker that `attributes` describe, see [`allocate`].
+    /// Gets a subnet for the worker that `attributes` describe, see [`allocate`]; `former` is what it had in a former run.
     ///
     /// `listing` is what the caller saw; afterwards it is what the decision was made on.
     ///
@@ -159,20 +150,21 @@ impl Registry {
         &self,
         network: &NetworkConfig,
         attributes: &Attributes,
-        previous: Option<Ipv4Net>,
+        mut former: FormerSubnets,
         listing: &mut Listing,
     ) -> Result<OwnLease, RegistryError> {
         let public_ip = attributes.public_ip;
         let outgrown: Vec<Entry> = allocate::outgrown(network, &listing.entries, public_ip).cloned().collect();
         for entry in outgrown {
             warn!(subnet = %entry.subnet, "our former lease does not fit the network configuration; deleting it");
+            former.or_halves_of(entry.subnet);
             if self.delete_unchanged(&entry).await? {
                 listing.entries.retain(|other| *other != entry);
             }
         }
         let mut granted = None;
         for _ in 0..MAX_ATTEMPTS {
-            let outcome = match allocate::choose(network, &listing.entries, public_ip, previous) {
+            let outcome = match allocate::choose(network, &listing.entries, public_ip, former) {
                 Ok(Choice::TakeUp(entry)) => self.take_up(entry, attributes).await,
                 Ok(Choice::Create(subnet)) => self.create(subnet, attributes, &mut granted, listing.revision).await,
                 Err(error) => Err(error.into()),
@@ -210,8 +202,12 @@ impl Registry {
             None => None,
         };
         for _ in 0..MAX_ATTEMPTS {
-            let outcome = match listing.entries.iter().find(|entry| entry.subnet.overlaps(own.subnet.ipv4)) {
-                Some(entry) if entry.subnet == own.subnet && entry.is_held_by(own.attributes.public_ip) => {
+            let outcome = match listing.entries.iter().find(|entry| entry.subnet.overlaps(&own.subnet)) {
+                // Nobody can claim anything by a value that cannot be read.
+                Some(entry)
+                    if entry.subnet == own.subnet
+                        && (entry.is_held_by(own.attributes.public_ip) || entry.attributes.is_none()) =>
+                {
                     self.take_up(entry, &own.attributes).await?
                 }
                 Some(entry) => {
@@ -288,11 +284,12 @@ impl Registry {
             // Holds if it holds for every key of the prefix, and for none at all.
             Compare::create_revision(self.subnets_prefix(), CompareOp::Less, revision + 1).with_prefix(),
         ];
-        let own = OwnLease { subnet, attributes: attributes.clone(), term: Some(term) };
+        let own = OwnLease { subnet, attributes: attributes.clone(), term: Some(term), mod_revision: 0 };
         self.put_if(conditions, own).await
     }
 
-    /// Goes on with a key that bears our address: renews its etcd lease and, where our attributes changed, its value.
+    /// Goes on with a key that bears our address: renews its etcd lease and writes it again, even when nothing in it is new. That tells
+    /// another agent with our address, if one is running, that it has company; see [`crate::keeper`].
     async fn take_up(&self, entry: &Entry, attributes: &Attributes) -> Result<Outcome, RegistryError> {
         let term = if entry.is_reservation() {
             None
@@ -302,12 +299,9 @@ impl Registry {
                 None => Some(self.grant().await?),
             }
         };
-        let own = OwnLease { subnet: entry.subnet, attributes: attributes.clone(), term };
-        if entry.attributes.as_ref() == Some(attributes) && own.lease_id() == entry.lease_id {
-            return Ok(Outcome::Won(own));
-        }
-        self.put_if(vec![Compare::mod_revision(self.key(entry.subnet), CompareOp::Equal, entry.mod_revision)], own)
-            .await
+        let own = OwnLease { subnet: entry.subnet, attributes: attributes.clone(), term, mod_revision: 0 };
+        let unchanged = Compare::mod_revision(self.key(entry.subnet), CompareOp::Equal, entry.mod_revision);
+        self.put_if(vec![unchanged], own).await
     }
 
     /// Writes `own` if the conditions hold, else reads what stands now, in one request.
@@ -323,11 +317,11 @@ impl Registry {
             async move { kv.txn(txn).await }
         })
         .await?;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         if answer.succeeded() {
             info!(subnet = %own.subnet, "lease written");
-            return Ok(Outcome::Won(own));
+            return Ok(Outcome::Won(OwnLease { mod_revision: revision, ..own }));
         }
-        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         let entries = answer.op_responses().into_iter().next().map_or_else(Vec::new, |response| match response {
             TxnOpResponse::Get(get) => self.read_entries(get.kvs()),
             TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => Vec::new(),

@@ -1,4 +1,4 @@
-//! What the kernel should look like: one VXLAN device, and three static entries on it for every peer.
+//! The `vxlan` backend: one device per family, and three static entries on it for every peer.
 //!
 //! ```text
 //!  pod 11.10.0.2 ──► 11.20.0.2 on another worker, whose lease says: 11.20.0.0/20, MAC 2e:36:…, at 10.0.0.4
@@ -11,33 +11,31 @@
 //! The next hop is the *base* of the peer's subnet, the one address in it that no pod gets; the peer's device bears it. `onlink` makes the
 //! kernel take it for a neighbour although our own device has a `/32`. So an overlay of any size works without one broadcast.
 //!
+//! With IPv6 the same stands a second time: `flannel-v6.100`, a `/128`, a neighbour without neighbour discovery, UDP over IPv6.
+//!
+//! With `DirectRouting`, a peer on our own link gets a single plain route instead ([`crate::host_gw`]): its packets need no disguise.
+//!
 //! Source: flannel `pkg/backend/vxlan/device.go` and `vxlan_network.go`.
 
 use std::fs::File;
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use linux_net::netlink::{FdbEntry, Neighbour, Route, Vxlan};
 use linux_net::{IfName, MacAddr, Vni};
 
 use crate::error::Error;
+use crate::family::Family;
 use crate::interface::ExternalInterface;
 use crate::lease::VxlanData;
 use crate::network::VxlanConfig;
-use crate::peer::Peer;
+use crate::overlay::ROUTE_PROTOCOL;
 
-/// What VXLAN adds to a packet in an IPv4 underlay: inner Ethernet 14 + VXLAN 8 + UDP 8 + outer IPv4 20.
-pub const VXLAN_OVERHEAD_BYTES: u32 = 50;
-
-/// Marks our routes, so that a restarted agent knows its own from anybody else's: `ip route show proto 70`. The number is an `F` in
-/// ASCII and unassigned in `rtnetlink.h` and in iproute2's `rt_protos`; flanneld sets none, which shows as `boot`.
-pub const ROUTE_PROTOCOL: u8 = b'F';
-
-/// Our VXLAN device.
+/// Our VXLAN device for one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// `flannel.<VNI>`.
+    /// `flannel.<VNI>`, or `flannel-v6.<VNI>`.
     pub name: IfName,
     /// The virtual network.
     pub vni: Vni,
@@ -45,60 +43,43 @@ pub struct Device {
     pub port: u16,
     /// The interface that the UDP packets leave through.
     pub parent: IfName,
-    /// The source address of the UDP packets.
-    pub local: Ipv4Addr,
+    /// The source address of the UDP packets; its family is that of the pods too.
+    pub local: IpAddr,
     /// Whether the device learns from what it receives.
     pub learning: bool,
+    /// Whether packets carry a group policy identifier.
+    pub gbp: bool,
     /// Its MTU in bytes, which the pods get too.
     pub mtu_bytes: u32,
     /// Its MAC address, as our lease announces it.
     pub mac: MacAddr,
-    /// The pod network: what the device's addresses and routes lie in.
-    pub network: Ipv4Net,
-    /// Its address, the base of our subnet; `None` until we have one.
-    pub address: Option<Ipv4Net>,
-}
-
-/// The device and the peers on it: all that there should be.
-#[derive(Debug, Clone)]
-pub struct Overlay<'a> {
-    /// Our device.
-    pub device: &'a Device,
-    /// Those who can be reached through it.
-    pub peers: Vec<&'a Peer>,
 }
 
 impl Device {
-    /// Describes the device for a configuration, with a MAC address of zeros and without an address.
+    /// Describes the device for the family of `local`, with a MAC address of zeros.
     ///
     /// # Errors
     ///
-    /// [`Error::Kernel`] if the name were too long, which no 24-bit VNI makes it.
-    pub fn new(
-        vxlan: &VxlanConfig,
-        interface: &ExternalInterface,
-        network: Ipv4Net,
-        public_ip: Ipv4Addr,
-    ) -> Result<Self, Error> {
-        let name = format!("flannel.{}", vxlan.vni);
+    /// [`Error::Kernel`] if the name were too long: `flannel-v6.` leaves room for the VNIs up to 9999.
+    pub fn new(vxlan: &VxlanConfig, interface: &ExternalInterface, local: IpAddr) -> Result<Self, Error> {
+        let family = Family::of(local);
+        let name = match family {
+            Family::V4 => format!("flannel.{}", vxlan.vni),
+            Family::V6 => format!("flannel-v6.{}", vxlan.vni),
+        };
         let name = name.parse().map_err(|source| Error::Kernel { what: format!("name a device {name}"), source })?;
+        let underlay_mtu = vxlan.mtu_bytes.unwrap_or(interface.mtu_bytes);
         Ok(Self {
             name,
             vni: vxlan.vni,
             port: vxlan.port,
             parent: interface.name.clone(),
-            local: public_ip,
+            local,
             learning: vxlan.learning,
-            mtu_bytes: vxlan.mtu_bytes.unwrap_or(interface.mtu_bytes).saturating_sub(VXLAN_OVERHEAD_BYTES),
+            gbp: vxlan.gbp,
+            mtu_bytes: underlay_mtu.saturating_sub(family.vxlan_overhead_bytes()),
             mac: MacAddr([0; 6]),
-            network,
-            address: None,
         })
-    }
-
-    /// Gives the device the base of `subnet` as its address, alone: the rest of the subnet is behind the pods' bridge.
-    pub fn set_subnet(&mut self, subnet: Ipv4Net) {
-        self.address = Some(Ipv4Net::from(subnet.network()));
     }
 
     /// The device as the kernel is asked for it.
@@ -106,35 +87,34 @@ impl Device {
     pub fn to_vxlan(&self) -> Vxlan {
         Vxlan {
             port: self.port,
-            local: Some(self.local.into()),
+            local: Some(self.local),
             dev: Some(self.parent.clone()),
             learning: self.learning,
+            gbp: self.gbp,
             mtu_bytes: Some(self.mtu_bytes),
             mac: Some(self.mac),
             ..Vxlan::new(self.name.clone(), self.vni)
         }
     }
 
-    /// Step 1 towards a peer: which device, which next hop.
+    /// Step 1 towards the pods in `subnet`: which device, which next hop.
     #[must_use]
-    pub fn route(&self, peer: &Peer) -> Route {
-        Route::to(peer.subnet.into())
-            .via(peer.subnet.network().into())
-            .dev(self.name.clone())
-            .onlink()
-            .protocol(ROUTE_PROTOCOL)
+    pub fn route(&self, subnet: IpNet) -> Route {
+        let metric = Family::of(self.local).default_metric();
+        let route = Route::to(subnet).via(subnet.network()).dev(self.name.clone()).onlink().protocol(ROUTE_PROTOCOL);
+        Route { metric, ..route }
     }
 
-    /// Step 2 towards a peer: the MAC address of the next hop.
+    /// Step 2 towards the pods in `subnet`: the MAC address of the next hop.
     #[must_use]
-    pub fn neighbour(&self, peer: &Peer) -> Neighbour {
-        Neighbour::permanent(self.name.clone(), peer.subnet.network().into(), peer.vtep_mac)
+    pub fn neighbour(&self, subnet: IpNet, vtep_mac: MacAddr) -> Neighbour {
+        Neighbour::permanent(self.name.clone(), subnet.network(), vtep_mac)
     }
 
-    /// Step 3 towards a peer: the worker behind that MAC address.
+    /// Step 3: the worker behind that MAC address.
     #[must_use]
-    pub fn fdb_entry(&self, peer: &Peer) -> FdbEntry {
-        FdbEntry::permanent(self.name.clone(), peer.vtep_mac, peer.public_ip.into())
+    pub fn fdb_entry(&self, vtep_mac: MacAddr, public_ip: IpAddr) -> FdbEntry {
+        FdbEntry::permanent(self.name.clone(), vtep_mac, public_ip)
     }
 
     /// What our lease says about the device.

@@ -1,12 +1,14 @@
 //! Turns the changes under `subnets/` in etcd into typed events, across every interruption.
 //!
-//! etcd numbers its writes: *revisions*. A listing at revision 41 followed by a watch from 42 misses nothing. When the connection
-//! breaks, the watch goes on from the revision after the last one seen. Two things can make that impossible, and both end in a new
-//! listing, from which the receiver finds the difference by itself:
+//! etcd numbers its writes: *revisions*. A listing at revision 41 followed by a watch from 42 misses nothing, as long as it stands. When it
+//! breaks, one could go on from the revision after the last one seen, as flanneld does. Three things make that unsafe:
 //!
 //! - *compaction*: etcd has thrown away the revisions we would need;
 //! - *going back in time*: etcd was restored from an older snapshot, and our revision lies in its future. A watch from there on would
-//!   be silent until the numbers catch up.
+//!   be silent until the numbers catch up;
+//! - a compaction at exactly the revision of a deletion: etcd before 3.4.36 forgets the deletion and says nothing.
+//!
+//! So whatever broke the watch, it begins again with a new listing, from which the receiver finds the difference by itself.
 //!
 //! While etcd is away nothing is said, so the data plane stays as it is.
 //!
@@ -45,6 +47,8 @@ pub enum SubnetEvent {
 enum Gap {
     Compacted,
     WentBack,
+    /// The connection was lost; what happened meanwhile is unknown.
+    Reconnecting,
 }
 
 /// Sends every change after `revision`, in batches as etcd sends them, until the receiver is dropped.
@@ -63,6 +67,7 @@ pub async fn watch_subnets(registry: Registry, revision: i64, events: mpsc::Send
         match result {
             Ok(found) => gap = found,
             Err(error) => {
+                gap = Some(Gap::Reconnecting);
                 if next != before {
                     pause = FIRST_PAUSE; // It worked for a while.
                 }

@@ -7,14 +7,15 @@ mod client;
 mod support;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use client::{registry, registry_at};
 use flannel_rs::error::RegistryError;
-use flannel_rs::lease::{Attributes, Entry, OwnLease, Subnet, VxlanData};
+use flannel_rs::lease::{Attributes, Entry, OwnLease, PublicAddresses, Subnet, VxlanData};
 use flannel_rs::network::NetworkConfig;
 use flannel_rs::registry::{LEASE_TTL, Registry};
+use flannel_rs::subnet_env::FormerSubnets;
 use flannel_rs::watch::{SubnetEvent, watch_subnets};
 use linux_net::{MacAddr, Vni};
 use support::Etcd;
@@ -29,14 +30,29 @@ fn network() -> NetworkConfig {
     NetworkConfig::parse(CONFIG.as_bytes()).unwrap()
 }
 
+fn data(mac: [u8; 6]) -> VxlanData {
+    VxlanData { vni: Vni::new(100).unwrap(), vtep_mac: MacAddr(mac) }
+}
+
 fn worker(number: u8) -> Attributes {
-    let data = VxlanData { vni: Vni::new(100).unwrap(), vtep_mac: MacAddr([2, 0, 0, 0, 0, number]) };
-    Attributes::vxlan(Ipv4Addr::new(10, 0, 0, number), data)
+    let addresses = PublicAddresses { ipv4: Ipv4Addr::new(10, 0, 0, number), ipv6: None };
+    Attributes::vxlan(addresses, data([2, 0, 0, 0, 0, number]), None)
+}
+
+fn dual_stack_worker(number: u8) -> Attributes {
+    let ipv6 = Some(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, number.into()));
+    let addresses = PublicAddresses { ipv4: Ipv4Addr::new(10, 0, 0, number), ipv6 };
+    Attributes::vxlan(addresses, data([2, 0, 0, 0, 0, number]), Some(data([2, 0, 0, 0, 6, number])))
+}
+
+/// What a worker had in a former run.
+fn former(ipv4: Option<&str>) -> FormerSubnets {
+    FormerSubnets { ipv4: ipv4.map(|net| net.parse().unwrap()), ipv6: None }
 }
 
 async fn acquire(registry: &Registry, worker: &Attributes, previous: Option<&str>) -> Result<OwnLease, RegistryError> {
     let mut listing = registry.list().await?;
-    registry.acquire(&network(), worker, previous.map(|net| net.parse().unwrap()), &mut listing).await
+    registry.acquire(&network(), worker, former(previous), &mut listing).await
 }
 
 fn lease_count(etcd: &Etcd) -> usize {
@@ -85,16 +101,60 @@ async fn workers_with_other_subnet_lengths_never_overlap() {
         workers.spawn(async move {
             let config = if number % 3 == 0 { wide } else { network() };
             let mut listing = registry.list().await.unwrap();
-            registry.acquire(&config, &worker(number), None, &mut listing).await
+            registry.acquire(&config, &worker(number), FormerSubnets::default(), &mut listing).await
         });
     }
     let won: Vec<Subnet> = workers.join_all().await.into_iter().filter_map(Result::ok).map(|own| own.subnet).collect();
     assert!(won.len() > 4);
     for (index, one) in won.iter().enumerate() {
         for other in &won[index + 1..] {
-            assert!(!one.overlaps(other.ipv4), "{one} and {other} overlap");
+            assert!(!one.overlaps(other), "{one} and {other} overlap");
         }
     }
+}
+
+/// Eight subnets of each family.
+fn dual_stack() -> NetworkConfig {
+    let json =
+        br#"{"Network": "10.5.0.0/16", "SubnetMax": "10.5.8.0", "EnableIPv6": true, "IPv6Network": "fd00:5::/48",
+        "IPv6SubnetMax": "fd00:5:0:8::", "Backend": {"Type": "vxlan", "VNI": 100}}"#;
+    NetworkConfig::parse(json).unwrap()
+}
+
+#[tokio::test]
+async fn a_dual_stack_lease_stands_in_etcd_byte_for_byte_as_flanneld_writes_it() {
+    let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
+    let registry = registry(&etcd).await;
+    let mut listing = registry.list().await.unwrap();
+    registry.acquire(&dual_stack(), &dual_stack_worker(3), former(None), &mut listing).await.unwrap();
+    assert_eq!(etcd.subnets(), ["10.5.1.0-24&fd00:5:0:1::-64"]);
+    let expected = r#"{"PublicIP":"10.0.0.3","PublicIPv6":"fd09::3","BackendType":"vxlan","BackendData":{"VNI":100,"VtepMAC":"02:00:00:00:00:03"},"BackendV6Data":{"VNI":100,"VtepMAC":"02:00:00:00:06:03"}}"#;
+    assert_eq!(etcd.value("10.5.1.0-24&fd00:5:0:1::-64"), expected);
+}
+
+#[tokio::test]
+async fn neither_half_of_a_dual_stack_subnet_is_handed_out_twice() {
+    let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
+    // Somebody has the first subnet of IPv4 with the second of IPv6.
+    etcd.put("10.5.1.0-24&fd00:5:0:2::-64", r#"{"PublicIP":"10.0.0.99","PublicIPv6":"fd09::99"}"#);
+    let registry = registry(&etcd).await;
+    let mut workers = JoinSet::new();
+    for number in 1..=7 {
+        let registry = registry.clone();
+        workers.spawn(async move {
+            let mut listing = registry.list().await.unwrap();
+            registry
+                .acquire(&dual_stack(), &dual_stack_worker(number), former(None), &mut listing)
+                .await
+                .unwrap()
+                .subnet
+        });
+    }
+    let subnets = workers.join_all().await;
+    let ipv4: BTreeSet<_> = subnets.iter().map(|subnet| subnet.ipv4.to_string()).collect();
+    let ipv6: BTreeSet<_> = subnets.iter().map(|subnet| subnet.ipv6.unwrap().to_string()).collect();
+    assert_eq!((ipv4.len(), ipv6.len()), (7, 7));
+    assert!(!ipv4.contains("10.5.1.0/24") && !ipv6.contains("fd00:5:0:2::/64"), "{ipv4:?} {ipv6:?}");
 }
 
 #[tokio::test]
@@ -137,8 +197,10 @@ async fn the_previous_subnet_is_taken_up_again_after_the_lease_ran_out() {
 async fn a_lease_that_no_longer_fits_the_configuration_is_given_up() {
     let etcd = Etcd::start(Ipv4Addr::LOCALHOST);
     let registry = registry(&etcd).await;
-    let narrow = NetworkConfig { subnet_len: 25, ..network() };
-    registry.acquire(&narrow, &worker(3), None, &mut registry.list().await.unwrap()).await.unwrap();
+    let narrow = br#"{"Network": "10.5.0.0/16", "SubnetLen": 25, "SubnetMin": "10.5.1.0", "Backend": {"Type": "vxlan", "VNI": 100}}"#;
+    let narrow = NetworkConfig::parse(narrow).unwrap();
+    let mut listing = registry.list().await.unwrap();
+    registry.acquire(&narrow, &worker(3), FormerSubnets::default(), &mut listing).await.unwrap();
     assert_eq!(etcd.subnets(), ["10.5.1.0-25"]);
     acquire(&registry, &worker(3), None).await.unwrap();
     assert_eq!(etcd.subnets(), ["10.5.1.0-24"]);

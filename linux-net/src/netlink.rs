@@ -17,7 +17,7 @@ pub use op::{
     VethPeer, Vxlan,
 };
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::{
@@ -25,7 +25,7 @@ use netlink_packet_route::{
     address::AddressMessage,
     link::{LinkAttribute, LinkMessage},
     neighbour::NeighbourMessage,
-    route::RouteMessage,
+    route::{RouteAttribute, RouteMessage},
 };
 use nix::errno::Errno;
 
@@ -210,6 +210,29 @@ impl Netlink {
         }
         routes.sort();
         Ok(routes)
+    }
+
+    /// The route that a packet to `address` would take (`ip route get ADDRESS`): its link, its next router if there is one, and the source
+    /// address it would get. Of an address of this machine's own the kind is [`RouteKind::Local`]. `None` when there is no way.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses for another reason, or what it says cannot be read.
+    pub fn route_to(&mut self, address: IpAddr) -> Result<Option<Route>> {
+        let mut request = RouteMessage::default();
+        let (family, bits) = if address.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
+        request.header.address_family = family;
+        request.header.destination_prefix_length = bits;
+        request.attributes.push(RouteAttribute::Destination(address.into()));
+        let answer = match self.socket.request(&RouteNetlinkMessage::GetRoute(request), 0) {
+            Err(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL) => return Ok(None),
+            other => other.map_err(|errno| listing(&format!("ip route get {address}"), errno))?,
+        };
+        let names = self.names()?;
+        Ok(answer.iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) => decode::route(message, &names),
+            _ => None,
+        }))
     }
 
     /// The neighbour entries of a link that have a hardware address.

@@ -277,6 +277,25 @@ fn routes_and_addresses_of_every_kind() -> Result<()> {
 }
 
 #[test]
+fn the_kernel_says_which_way_a_packet_would_go() -> Result<()> {
+    if !enter_sandbox() {
+        return Ok(());
+    }
+    let mut twins = Twins::new()?;
+    let far = Route::to("10.9.0.0/16".parse()?).via("10.0.0.7".parse()?).dev(name("up0"));
+    twins.netlink.apply(&Op::AddRoute(far))?;
+    let mut way = |to: &str| twins.netlink.route_to(to.parse().expect("an address")).expect("an answer");
+    let near = way("10.0.0.9").context("the link's own network")?;
+    assert_eq!((near.dev, near.via, near.src), (Some(name("up0")), None, Some("10.0.0.1".parse()?)));
+    let far = way("10.9.1.1").context("a network behind a router")?;
+    assert_eq!((far.dev, far.via), (Some(name("up0")), Some("10.0.0.7".parse()?)));
+    assert_eq!(way("10.0.0.1").map(|own| own.kind), Some(RouteKind::Local));
+    assert_eq!(way("192.168.1.1"), None, "there is no default route");
+    assert_eq!(way("fd99::1"), None);
+    Ok(())
+}
+
+#[test]
 fn a_macvlan_is_made_where_the_kernel_has_them() -> Result<()> {
     if !enter_sandbox() {
         return Ok(());

@@ -12,6 +12,6 @@ pub(crate) async fn registry(etcd: &Etcd) -> Registry {
 
 /// A client that is told other endpoints.
 pub(crate) async fn registry_at(endpoints: Vec<String>) -> Registry {
-    let config = EtcdConfig { endpoints, prefix: PREFIX.to_owned(), credentials: None };
+    let config = EtcdConfig { endpoints, prefix: PREFIX.to_owned(), credentials: None, tls: None };
     Registry::connect(&config).await.expect("connections are opened by the first request")
 }

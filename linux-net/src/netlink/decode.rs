@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{
         InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
         LinkMessage, MacVlanMode,
@@ -179,9 +179,13 @@ pub(super) fn address(message: &AddressMessage, names: &Names) -> Option<Address
     };
     // IPv4 gives both, where Local is the link's own and Address the peer's; IPv6 gives Address only.
     let address = find(true).or_else(|| find(false))?;
+    let flags = message.header.flags;
     Some(Address {
         dev: names.get(message.header.index)?,
         address: IpNet::new(address, message.header.prefix_len).ok()?,
+        permanent: flags.contains(AddressHeaderFlags::Permanent),
+        temporary: flags.contains(AddressHeaderFlags::Secondary),
+        deprecated: flags.contains(AddressHeaderFlags::Deprecated),
     })
 }
 

@@ -77,4 +77,18 @@ pub struct Address {
     pub dev: IfName,
     /// The address with its prefix length.
     pub address: IpNet,
+    /// Whether it stays until somebody takes it away, unlike one from DHCP or a router advertisement (`IFA_F_PERMANENT`).
+    pub permanent: bool,
+    /// Whether it is an IPv6 privacy address, or an IPv4 one beside another of the same network (`IFA_F_TEMPORARY`, `IFA_F_SECONDARY`).
+    pub temporary: bool,
+    /// Whether nothing new shall use it (`IFA_F_DEPRECATED`).
+    pub deprecated: bool,
+}
+
+impl Address {
+    /// Describes an address that somebody assigned, to stay.
+    #[must_use]
+    pub fn permanent(dev: IfName, address: IpNet) -> Self {
+        Self { dev, address, permanent: true, temporary: false, deprecated: false }
+    }
 }

@@ -1,0 +1,167 @@
+//! IPv4 and IPv6: an overlay is made twice, once for each, by the same code.
+//!
+//! A dual-stack cluster has two pod networks, and each family travels in packets of its own kind: IPv4 pods' packets between the
+//! workers' IPv4 addresses on `flannel.100`, IPv6 pods' between their IPv6 addresses on `flannel-v6.100`. Nothing is shared but the key in etcd.
+//! So most of this crate handles one family at a time ([`ipnet::IpNet`]), and what differs between the two stands here.
+
+use std::fmt::{Debug, Display};
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// One of the two families of the Internet Protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Both, in the order in which they are handled.
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Family {
+    /// The family of an address.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// What VXLAN adds to a packet, in bytes: inner Ethernet 14 + VXLAN 8 + UDP 8 + the outer header, 20 or 40.
+    #[must_use]
+    pub const fn vxlan_overhead_bytes(self) -> u32 {
+        match self {
+            Self::V4 => 14 + 8 + 8 + 20,
+            Self::V6 => 14 + 8 + 8 + 40,
+        }
+    }
+
+    /// The metric that the kernel gives a route without one; it reads back so.
+    #[must_use]
+    pub const fn default_metric(self) -> u32 {
+        match self {
+            Self::V4 => 0,
+            Self::V6 => 1024, // IP6_RT_PRIO_USER of include/uapi/linux/ipv6_route.h
+        }
+    }
+
+    /// A network of one address.
+    #[must_use]
+    pub const fn host_prefix_len(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+/// A network of one family as a stretch of numbers, so that subnets of both are found by the same arithmetic.
+///
+/// Implemented by [`Ipv4Net`] and [`Ipv6Net`].
+pub trait Prefix: Copy + Ord + Debug + Display + FromStr + Into<IpNet> {
+    /// An address of this family.
+    type Address: Copy + Display + FromStr;
+    /// Which family it is.
+    const FAMILY: Family;
+
+    /// Makes the network of this length that contains the address with this number; `None` beyond the end of the family.
+    fn containing(address: u128, prefix_len: u8) -> Option<Self>;
+    /// The number of its first address, host bits cleared.
+    fn first(&self) -> u128;
+    /// The number of its last address.
+    fn last(&self) -> u128;
+    /// How many leading bits all its addresses share.
+    fn length(&self) -> u8;
+    /// The number of an address.
+    fn number(address: Self::Address) -> u128;
+
+    /// Says whether the two have an address in common, whatever their lengths.
+    fn overlaps(&self, other: &Self) -> bool {
+        self.first() <= other.last() && other.first() <= self.last()
+    }
+}
+
+impl Prefix for Ipv4Net {
+    type Address = std::net::Ipv4Addr;
+    const FAMILY: Family = Family::V4;
+
+    fn containing(address: u128, prefix_len: u8) -> Option<Self> {
+        let address = u32::try_from(address).ok()?;
+        Some(Self::new(address.into(), prefix_len).ok()?.trunc())
+    }
+
+    fn first(&self) -> u128 {
+        self.network().to_bits().into()
+    }
+
+    fn last(&self) -> u128 {
+        self.broadcast().to_bits().into()
+    }
+
+    fn length(&self) -> u8 {
+        self.prefix_len()
+    }
+
+    fn number(address: Self::Address) -> u128 {
+        address.to_bits().into()
+    }
+}
+
+impl Prefix for Ipv6Net {
+    type Address = std::net::Ipv6Addr;
+    const FAMILY: Family = Family::V6;
+
+    fn containing(address: u128, prefix_len: u8) -> Option<Self> {
+        Some(Self::new(address.into(), prefix_len).ok()?.trunc())
+    }
+
+    fn first(&self) -> u128 {
+        self.network().to_bits()
+    }
+
+    fn last(&self) -> u128 {
+        self.broadcast().to_bits()
+    }
+
+    fn length(&self) -> u8 {
+        self.prefix_len()
+    }
+
+    fn number(address: Self::Address) -> u128 {
+        address.to_bits()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net<P: Prefix>(text: &str) -> P {
+        text.parse().unwrap_or_else(|_| panic!("{text} is no network"))
+    }
+
+    #[test]
+    fn networks_overlap_when_one_contains_the_other() {
+        assert!(net::<Ipv4Net>("10.5.0.0/16").overlaps(&net("10.5.7.0/24")));
+        assert!(net::<Ipv6Net>("fd00:1::/64").overlaps(&net("fd00::/16")));
+        assert!(!net::<Ipv4Net>("10.5.0.0/24").overlaps(&net("10.5.1.0/24")));
+        assert!(!net::<Ipv6Net>("fd00:1::/64").overlaps(&net("fd00:1:0:1::/64")));
+    }
+
+    #[test]
+    fn the_address_space_ends_where_it_ends() {
+        assert_eq!(Ipv4Net::containing(u128::from(u32::MAX), 24), Some(net("255.255.255.0/24")));
+        assert_eq!(Ipv4Net::containing(u128::from(u32::MAX) + 1, 24), None);
+        assert_eq!(Ipv6Net::containing(u128::MAX, 64), Some(net("ffff:ffff:ffff:ffff::/64")));
+    }
+
+    #[test]
+    fn the_outer_headers_are_counted() {
+        assert_eq!(FAMILIES.map(Family::vxlan_overhead_bytes), [50, 70]);
+    }
+}

@@ -1,0 +1,45 @@
+//! How we connect to etcd: time limits, who we are, and whether the connection is encrypted.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+
+use crate::config::{EtcdConfig, TlsConfig};
+use crate::error::RegistryError;
+
+/// The settings of every connection.
+pub(super) fn options(config: &EtcdConfig) -> Result<ConnectOptions, RegistryError> {
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(Duration::from_secs(2))
+        // A watch is silent for hours; without pings it would not notice that its member is gone.
+        .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
+        .with_keep_alive_while_idle(true)
+        // A member cut off from the others refuses, instead of serving what was once true.
+        .with_require_leader(true);
+    if let Some((name, password)) = &config.credentials {
+        options = options.with_user(name, password).with_auto_token_refresh(true);
+    }
+    if let Some(files) = &config.tls {
+        options = options.with_tls(tls(files)?);
+    }
+    Ok(options)
+}
+
+/// Reads the files of an encrypted connection.
+fn tls(files: &TlsConfig) -> Result<TlsOptions, RegistryError> {
+    let mut tls = TlsOptions::new();
+    tls = match &files.ca {
+        Some(ca) => tls.ca_certificate(Certificate::from_pem(read("etcd-cafile", ca)?)),
+        None => tls.with_native_roots(),
+    };
+    if let Some((certificate, key)) = &files.identity {
+        tls = tls.identity(Identity::from_pem(read("etcd-certfile", certificate)?, read("etcd-keyfile", key)?));
+    }
+    Ok(tls)
+}
+
+fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, RegistryError> {
+    fs::read(path).map_err(|source| RegistryError::TlsFile { flag, path: path.to_owned(), source })
+}
