@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use netlink_packet_core::NetlinkPayload;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, route::RouteAttribute};
 use nix::errno::Errno;
 
 use super::{
@@ -49,7 +49,8 @@ pub enum Event {
     NewFdb(FdbEntry),
     /// A forwarding entry has gone.
     DelFdb(FdbEntry),
-    /// The kernel dropped messages because nobody read them in time: read the whole state again.
+    /// The kernel dropped messages because nobody read them in time: read the whole state again, but only when no more events wait. Until
+    /// the queue is empty the kernel goes on dropping, and does not say so a second time.
     Overrun,
 }
 
@@ -151,6 +152,10 @@ impl Monitor {
             }
             RouteNetlinkMessage::NewAddress(message) => message.header.index,
             RouteNetlinkMessage::NewNeighbour(message) => message.header.ifindex,
+            RouteNetlinkMessage::NewRoute(message) => match message.attributes.iter().find_map(outgoing_link) {
+                Some(index) => index,
+                None => return Ok(()),
+            },
             _ => return Ok(()),
         };
         if self.names.get(index).is_none() {
@@ -158,6 +163,10 @@ impl Monitor {
         }
         Ok(())
     }
+}
+
+fn outgoing_link(attribute: &RouteAttribute) -> Option<u32> {
+    if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None }
 }
 
 /// What a message tells. One about a link that has gone meanwhile, and whose name is unknown for that, tells nothing.
