@@ -150,15 +150,33 @@ fn a_failing_start_names_the_step_and_the_node_and_shows_the_log() -> anyhow::Re
     let conf = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf");
     let file = directory.path().join("lab.toml");
     std::fs::copy(conf.join("lab.toml"), &file)?;
-    // The lab itself cannot know that no agent accepts this.
+    // Every agent takes this, but there are two subnets for three workers.
+    let config = r#"{"Network": "11.0.0.0/8", "SubnetLen": 20, "SubnetMin": "11.10.0.0", "SubnetMax": "11.10.16.0",
+        "Backend": {"Type": "vxlan"}}"#;
+    std::fs::write(directory.path().join("flannel-network-config.json"), config)?;
+    let output = up(&["--lab", file.to_str().context("a path in UTF-8")?, "-c", "nodes"])?;
+    assert!(!output.status.success());
+    for expected in ["step \"overlay\" failed", " flannel", "last lines of", "11.10.16.0"] {
+        assert!(output.stderr.contains(expected), "{expected} is missing\n{output}");
+    }
+    assert!(!output.stdout.contains("available nodes"), "{output}");
+    Ok(())
+}
+
+#[test]
+fn a_network_configuration_that_no_agent_takes_is_refused_before_anything_is_made() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let conf = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf");
+    let file = directory.path().join("lab.toml");
+    std::fs::copy(conf.join("lab.toml"), &file)?;
     let config = r#"{"Network": "11.0.0.0/8", "SubnetLen": 31, "Backend": {"Type": "vxlan"}}"#;
     std::fs::write(directory.path().join("flannel-network-config.json"), config)?;
     let output = up(&["--lab", file.to_str().context("a path in UTF-8")?, "-c", "nodes"])?;
     assert!(!output.status.success());
-    for expected in ["step \"overlay\" failed", "C0w1 flannel", "last lines of", "SubnetLen"] {
+    for expected in ["flannel-config", "SubnetLen", "31"] {
         assert!(output.stderr.contains(expected), "{expected} is missing\n{output}");
     }
-    assert!(!output.stdout.contains("available nodes"), "{output}");
+    assert!(!output.stderr.contains("topology"), "{output}");
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use flannel_rs::network::NetworkConfig;
 use linux_net::{
     process::CommandNamespaceExt as _,
     sandbox::{self, Namespaces},
@@ -35,7 +36,7 @@ use crate::{
     cli::UpArgs,
     component::STATE,
     control::{self, Request},
-    impls::{self, Impls},
+    impls::{self, Component, Impl, Impls},
     lab::Lab,
     labdir::LabDir,
     terminal::Terminal,
@@ -88,6 +89,7 @@ pub fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
         None => Lab::default_lab(),
     };
     check_programs(&described, &impls)?;
+    check_network(&described, &impls)?;
     let mode = match (&args.script, args.detach) {
         (Some(script), _) => Mode::Lines(read_script(script)?),
         (None, true) => Mode::Wait,
@@ -121,6 +123,16 @@ fn check_programs(lab: &Lab, impls: &Impls) -> anyhow::Result<()> {
         })
         .collect();
     bail!("programs are missing:\n{}", lines.join("\n"))
+}
+
+/// An agent that cannot take the network configuration waits for a better one, and the lab would wait with it.
+fn check_network(lab: &Lab, impls: &Impls) -> anyhow::Result<()> {
+    // flanneld knows backends that flannel-rs does not.
+    if lab.choices(impls).contains(&(Component::Flannel, Impl::Rust)) {
+        NetworkConfig::parse(lab.pods.flannel_config.as_bytes())
+            .context("flannel-rs does not take the lab's flannel-config")?;
+    }
+    Ok(())
 }
 
 fn read_script(path: &Path) -> anyhow::Result<Vec<String>> {
