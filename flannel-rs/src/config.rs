@@ -40,7 +40,7 @@ Flags are those of flanneld, with one dash or two; each is also read from the en
 
 /// The command line.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "flannel-rs", disable_version_flag = true, about = ABOUT, long_about = ABOUT)]
+#[command(name = "flannel-rs", disable_version_flag = true, args_override_self = true, about = ABOUT, long_about = ABOUT)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of flanneld's command line")]
 pub struct Args {
     /// etcd endpoints, separated by commas.

@@ -245,6 +245,12 @@ pub enum RegistryError {
         #[source]
         source: io::Error,
     },
+    /// A file that should hold a certificate authority's certificate.
+    #[error("{} holds no certificate in PEM, which --etcd-cafile needs; it begins with -----BEGIN CERTIFICATE-----", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
     /// etcd did not answer.
     #[error("etcd did not answer within {limit:?} when asked to {what}")]
     Timeout {
@@ -298,7 +304,11 @@ impl RegistryError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Etcd { .. } | Self::Timeout { .. } | Self::WatchEnded { .. } | Self::Contended { .. } => true,
-            Self::Allocate(_) | Self::Taken { .. } | Self::TlsFile { .. } | Self::Doubled { .. } => false,
+            Self::Allocate(_)
+            | Self::Taken { .. }
+            | Self::TlsFile { .. }
+            | Self::NoCertificate { .. }
+            | Self::Doubled { .. } => false,
         }
     }
 }

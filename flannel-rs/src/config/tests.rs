@@ -116,3 +116,11 @@ fn a_variable_that_is_set_to_nothing_counts_as_absent() {
     let args = Args::parse_line(line(), empty).unwrap();
     assert_eq!((args.public_ip, args.healthz_port), (None, 0));
 }
+
+#[test]
+fn of_a_repeated_flag_the_last_counts_as_in_go_unless_it_is_a_list() {
+    let twice = config("-healthz-port 1 -healthz-port 2 -ip-masq -ip-masq=false -iface eth0 -iface eth1").unwrap();
+    assert_eq!(twice.health.unwrap().port(), 2);
+    assert!(!twice.rules.masquerade);
+    assert_eq!(twice.interface.names, ["eth0", "eth1"]);
+}

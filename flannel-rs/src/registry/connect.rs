@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
 use crate::config::{EtcdConfig, TlsConfig};
 use crate::error::RegistryError;
@@ -31,7 +33,14 @@ pub(super) fn options(config: &EtcdConfig) -> Result<ConnectOptions, RegistryErr
 fn tls(files: &TlsConfig) -> Result<TlsOptions, RegistryError> {
     let mut tls = TlsOptions::new();
     tls = match &files.ca {
-        Some(ca) => tls.ca_certificate(Certificate::from_pem(read("etcd-cafile", ca)?)),
+        Some(ca) => {
+            let pem = read("etcd-cafile", ca)?;
+            // The library takes a file without a certificate for an authority that has signed nothing.
+            if CertificateDer::pem_slice_iter(&pem).flatten().next().is_none() {
+                return Err(RegistryError::NoCertificate { path: ca.clone() });
+            }
+            tls.ca_certificate(Certificate::from_pem(pem))
+        }
         None => tls.with_native_roots(),
     };
     if let Some((certificate, key)) = &files.identity {
