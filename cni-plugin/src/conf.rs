@@ -1,14 +1,15 @@
 //! The half of a request that comes through standard input: the network configuration.
 //!
 //! A configuration is kept as the JSON object that came, because a plugin that delegates must pass on *all* of it,
-//! fields it has never heard of included. Each plugin reads the fields it knows through [`Conf::read`].
+//! fields it has never heard of included. Each plugin reads the fields it knows through [`Conf::read`], in any case of their names.
 //!
 //! Source: CNI specification 1.1.0, section 1, "Plugin configuration objects".
+
+pub(crate) mod any_case;
 
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::env::{MAX_NAME_BYTES, is_plain_name};
@@ -114,8 +115,8 @@ impl Conf {
     /// # Errors
     ///
     /// Code 7 naming the field of the wrong shape.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
-        T::deserialize(&self.object).map_err(|source| Error::config(format!("failed to load netconf: {source}")))
+    pub fn read<'de, T: Deserialize<'de>>(&'de self) -> Result<T> {
+        any_case::read(&self.object).map_err(|source| Error::config(format!("failed to load netconf: {source}")))
     }
 
     /// `prevResult`: what the plugins before this one (on ADD) or the whole list (on CHECK and DEL) had answered.
@@ -124,8 +125,8 @@ impl Conf {
     ///
     /// Code 6 when it is no result of the configuration's version.
     pub fn prev_result(&self) -> Result<Option<CniResult>> {
-        match self.object.get("prevResult") {
-            None | Some(Value::Null) => Ok(None),
+        match any_case::get(&self.object, "prevResult") {
+            None => Ok(None),
             Some(value) => CniResult::from_value(value, self.version()?).map(Some),
         }
     }
@@ -145,7 +146,7 @@ impl Conf {
     ///
     /// Code 7 when the list is missing: an absent list must not be taken for "keep none".
     pub fn valid_attachments(&self) -> Result<Vec<Attachment>> {
-        let list = self.object.get("cni.dev/valid-attachments").ok_or_else(|| {
+        let list = any_case::get(&self.object, "cni.dev/valid-attachments").ok_or_else(|| {
             Error::config("GC needs \"cni.dev/valid-attachments\"; an empty list frees everything of this network")
         })?;
         Vec::deserialize(list).map_err(|source| Error::config(format!("cni.dev/valid-attachments: {source}")))
@@ -157,8 +158,8 @@ impl Conf {
     ///
     /// Code 7 when either is of the wrong shape.
     pub fn ipam_type(&self) -> Result<&str> {
-        match self.object.get("ipam") {
-            None | Some(Value::Null) => Ok(""),
+        match any_case::get(&self.object, "ipam") {
+            None => Ok(""),
             Some(Value::Object(ipam)) => text(ipam, "type"),
             Some(_) => Err(Error::config("\"ipam\" is not an object")),
         }
@@ -167,8 +168,8 @@ impl Conf {
 
 /// A member that is a text; empty when absent.
 pub(crate) fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str> {
-    match object.get(key) {
-        None | Some(Value::Null) => Ok(""),
+    match any_case::get(object, key) {
+        None => Ok(""),
         Some(Value::String(text)) => Ok(text),
         Some(other) => Err(Error::new(Code::Decode, format!("\"{key}\" is not a string but {other}"))),
     }

@@ -120,7 +120,7 @@
 //! instead of reading every reservation ([`host_local::index`]). Different: the state file of flannel is keyed by
 //! interface too, so that a container may have two; the Go flannel plugin does not find it on a DEL, ours finds
 //! theirs. Absent: the plugins portmap, firewall, tuning, bandwidth, ptp, static; VLANs and the MAC spoof check of
-//! bridge; keys of a netconf are read in their exact case, where Go does not mind.
+//! bridge.
 //!
 //! # Source
 //!
