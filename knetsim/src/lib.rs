@@ -23,7 +23,8 @@
 //! ```
 //!
 //! Every arrow to a daemon is a command line and a file; every arrow back is a probe. The lab never asks which
-//! implementation it started: a real flanneld and flannel-rs get the same arguments.
+//! implementation it started: a real flanneld and flannel-rs get the same arguments, and may stand side by side on the workers
+//! of one cluster ([`impls::WorkerImpls`]).
 //!
 //! # Why nothing stays behind
 //!
