@@ -14,6 +14,9 @@ use super::{shell, wait_for, wait_within};
 /// The port of the health checks, in the namespace of the worker.
 const HEALTH_PORT: &str = "8471";
 
+/// How long an agent counts as just started, and a little more.
+const NEWCOMER: Duration = Duration::from_millis(2500);
+
 /// Who plays the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
@@ -26,6 +29,7 @@ pub enum Program {
 /// A running agent, killed when dropped.
 pub struct Agent {
     child: Child,
+    started: Instant,
     program: Program,
     n: u8,
     log: PathBuf,
@@ -49,7 +53,7 @@ impl Agent {
             .stderr(file)
             .spawn()
             .unwrap();
-        Self { child, program, n, log: log.to_owned(), subnet_file: subnet_file.to_owned() }
+        Self { child, started: Instant::now(), program, n, log: log.to_owned(), subnet_file: subnet_file.to_owned() }
     }
 
     /// Waits until pods may start.
@@ -62,6 +66,11 @@ impl Agent {
     /// Says whether `/readyz` says so.
     pub fn is_ready(&self) -> bool {
         self.http("/readyz").0 == 200
+    }
+
+    /// Waits until the agent runs for so long that nobody takes it for a newcomer.
+    pub fn outlives_its_start(&self) {
+        wait_for("the agent to have run for a while", || (self.started.elapsed() > NEWCOMER).then_some(()));
     }
 
     /// Who plays this agent.

@@ -129,6 +129,9 @@ pub fn run_in(n: u8, command: &str) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
+/// The route of a [`RouteMonitor`]'s own.
+const MARK: &str = "198.51.100.0/24";
+
 /// Hears of every change of the routes of a worker.
 pub struct RouteMonitor {
     child: Child,
@@ -151,16 +154,16 @@ impl RouteMonitor {
     /// The routes that were deleted so far, one a line.
     pub fn deleted(self) -> Vec<String> {
         self.synchronise();
-        self.lines().into_iter().filter(|line| line.starts_with("Deleted")).collect()
+        let deleted = |line: &String| line.starts_with("Deleted") && !line.contains(MARK);
+        self.lines().into_iter().filter(deleted).collect()
     }
 
     /// Waits until all that has happened is written down: makes a change of its own until that one shows.
     fn synchronise(&self) {
         let before = self.lines().len();
         wait_for("the monitor to listen", || {
-            run_in(self.n, "ip route replace blackhole 198.51.100.0/24; ip route del blackhole 198.51.100.0/24")
-                .unwrap();
-            self.lines()[before..].iter().any(|line| line.contains("198.51.100.0/24")).then_some(())
+            run_in(self.n, &format!("ip route replace blackhole {MARK}; ip route del blackhole {MARK}")).unwrap();
+            self.lines()[before..].iter().any(|line| line.contains(MARK)).then_some(())
         });
     }
 

@@ -33,7 +33,7 @@ pub fn capture(lab: &Lab, workers: &[&Agent]) -> State {
     state.insert("etcd.txt".to_owned(), macs.replace_in(&leases(&lab.etcd)));
     for worker in workers {
         let n = worker.number();
-        state.insert(format!("w{n}.txt"), macs.replace_in(&kernel(n)));
+        state.insert(format!("w{n}.txt"), kernel(n, &macs));
         let subnet_file = fs::read_to_string(lab.subnet_file(n)).unwrap_or_default();
         state.insert(format!("w{n}.subnet.env"), subnet_file);
     }
@@ -53,7 +53,7 @@ fn leases(etcd: &Etcd) -> String {
 }
 
 /// The devices of worker `n`, and all that leads to other workers; rules last, in their order.
-fn kernel(n: u8) -> String {
+fn kernel(n: u8, macs: &MacNames) -> String {
     let mut lines = Vec::new();
     for device in json(n, "ip -d -j link show").iter().filter(|device| is_ours(text(device, "ifname"))) {
         lines.extend(link_lines(device));
@@ -72,6 +72,7 @@ fn kernel(n: u8) -> String {
         let theirs = routes.iter().filter(|route| text(route, "protocol") != "kernel");
         lines.extend(theirs.map(route_line));
     }
+    let mut lines: Vec<String> = lines.iter().map(|line| macs.replace_in(line)).collect();
     lines.sort_unstable();
     lines.extend(rules(n));
     lines.into_iter().map(|line| line + "\n").collect()
