@@ -34,6 +34,10 @@ use tokio::time::sleep;
 /// Twenty subnets, of which all are wanted when every agent runs.
 const CONFIG: &str = r#"{"Network": "11.0.0.0/8", "SubnetLen": 20, "SubnetMin": "11.10.0.0", "SubnetMax": "11.11.48.0",
     "Backend": {"Type": "vxlan", "VNI": 100}}"#;
+/// The same network with subnets of half the size: every fourth task reads this one, as if the configuration had been changed while
+/// the others were running.
+const HALVES: &str = r#"{"Network": "11.0.0.0/8", "SubnetLen": 21, "SubnetMin": "11.10.0.0", "SubnetMax": "11.11.56.0",
+    "Backend": {"Type": "vxlan", "VNI": 100}}"#;
 /// Agents that are tasks; with the three below, and the two subnets reserved for nobody, they fill the range but for one.
 const TASKS: u8 = 14;
 const PROCESSES: u8 = 3;
@@ -86,7 +90,8 @@ fn attributes(number: u8) -> Attributes {
 
 /// Does what an agent does until it succeeds or a retry cannot help.
 async fn carry_out(registry: Registry, number: u8, before: Agenthood, deed: Deed) -> Agenthood {
-    let network = NetworkConfig::parse(CONFIG.as_bytes()).unwrap();
+    let json = if number % 4 == 0 { HALVES } else { CONFIG };
+    let network = NetworkConfig::parse(json.as_bytes()).unwrap();
     loop {
         let result = match (&before, deed) {
             (Agenthood::Gone(ipv4), Deed::Start | Deed::StartAndDie(_)) => {
