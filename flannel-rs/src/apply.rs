@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::family::{FAMILIES, Family};
 use crate::health::Health;
 use crate::interface::{self, ExternalInterface, Seen, Wishes};
-use crate::overlay::{Desired, Overlay, Overlays};
+use crate::overlay::{Desired, Expected, Overlay, Overlays};
 use crate::peer::PeerTable;
 use crate::plan::{self, Observed};
 use crate::vxlan::Device;
@@ -22,6 +22,8 @@ use crate::vxlan::Device;
 pub struct Kernel {
     netlink: Netlink,
     monitor: AsyncFd<Monitor>,
+    /// What the last pass left, to tell the echo of our own changes by.
+    expected: Expected,
 }
 
 impl Kernel {
@@ -40,7 +42,7 @@ impl Kernel {
         let monitor = AsyncFd::with_interest(monitor, Interest::READABLE)
             .map_err(|source| Error::System { what: "wait for changes of the network", source })?;
         let netlink = Netlink::open().map_err(|source| kernel("talk to the kernel's routing", source))?;
-        Ok(Self { netlink, monitor })
+        Ok(Self { netlink, monitor, expected: Expected::default() })
     }
 
     /// Finds the interface that leads to the other workers, see [`interface::choose`].
@@ -123,17 +125,23 @@ impl Kernel {
                 addresses: addresses.extract_if(.., |address| of_family(address.address.addr())).collect(),
                 ..Observed::default()
             };
-            ops.extend(match overlays.of(family) {
+            let (desired, observed) = match overlays.of(family) {
                 Some(overlay) => {
                     let on_link = self.on_link(overlay, peers, family)?;
                     let observed = self.observe(overlay.device(), observed)?;
                     let peers = peers.into_iter().flat_map(|table| table.peers(family));
-                    plan::plan(&overlay.desired(peers, &on_link), &observed)
+                    (overlay.desired(peers, &on_link), observed)
                 }
                 // What a former run left of a family that the cluster has no more.
-                None if peers.is_some() => plan::plan(&Desired::nothing(), &observed),
-                None => Vec::new(),
-            });
+                None if peers.is_some() => (Desired::nothing(), observed),
+                None => continue,
+            };
+            ops.extend(plan::plan(&desired, &observed));
+            let expected = match family {
+                Family::V4 => &mut self.expected.ipv4,
+                Family::V6 => &mut self.expected.ipv6,
+            };
+            *expected = desired.entries.unwrap_or_default();
         }
         Ok(ops)
     }
@@ -165,7 +173,9 @@ impl Kernel {
                 return std::future::pending().await;
             };
             match guard.get_inner_mut().try_recv() {
-                Ok(Some(events)) if events.iter().any(|event| plan::concerns(overlays, event)) => return,
+                Ok(Some(events)) if events.iter().any(|event| plan::concerns(overlays, &self.expected, event)) => {
+                    return;
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => guard.clear_ready(),
                 Err(error) => {

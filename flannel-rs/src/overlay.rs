@@ -95,6 +95,44 @@ pub struct Entries {
     pub fdb: BTreeMap<MacAddr, FdbEntry>,
 }
 
+/// What the last pass left in the kernel, in each family.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// In IPv4.
+    pub ipv4: Entries,
+    /// In IPv6.
+    pub ipv6: Entries,
+}
+
+impl Expected {
+    fn of(&self, address: IpAddr) -> &Entries {
+        match Family::of(address) {
+            Family::V4 => &self.ipv4,
+            Family::V6 => &self.ipv6,
+        }
+    }
+
+    /// What there should be to the destination of `route`.
+    #[must_use]
+    pub fn route(&self, route: &Route) -> Option<&Route> {
+        self.of(route.dst.addr()).routes.get(&route.dst)
+    }
+
+    /// What there should be for the address of `neighbour` on its device.
+    #[must_use]
+    pub fn neighbour(&self, neighbour: &Neighbour) -> Option<&Neighbour> {
+        let wanted = self.of(neighbour.address).neighbours.get(&neighbour.address);
+        wanted.filter(|wanted| wanted.dev == neighbour.dev)
+    }
+
+    /// What there should be for the MAC address of `entry` on its device.
+    #[must_use]
+    pub fn fdb_entry(&self, entry: &FdbEntry) -> Option<&FdbEntry> {
+        let wanted = [&self.ipv4, &self.ipv6].into_iter().filter_map(|entries| entries.fdb.get(&entry.mac));
+        wanted.into_iter().find(|wanted| wanted.dev == entry.dev)
+    }
+}
+
 impl Overlays {
     /// That of one family.
     #[must_use]

@@ -10,7 +10,7 @@ use linux_net::netlink::{Address, Event, FdbEntry, Link, LinkKind, Neighbour, Ne
 use linux_net::{IfName, Op};
 
 use crate::family::Family;
-use crate::overlay::{Desired, Entries, Overlays, ROUTE_PROTOCOL};
+use crate::overlay::{Desired, Entries, Expected, Overlay, Overlays, ROUTE_PROTOCOL};
 use crate::vxlan::Device;
 
 /// What the kernel has, as far as it can concern one family.
@@ -82,24 +82,56 @@ pub fn is_usable(device: &Device, link: &Link) -> bool {
         && vxlan.gbp == device.gbp
 }
 
-/// Says whether an event can mean that the kernel's state is no longer the desired one.
+/// Says whether an event means that the kernel's state may not be the desired one any more.
+///
+/// Most events are echoes of our own changes: they say that what should be is. `expected` is what the last pass left in each family; with it
+/// an echo is told from somebody else's doing.
 #[must_use]
-pub fn concerns(overlays: &Overlays, event: &Event) -> bool {
-    let is_ours =
-        |name: &IfName| overlays.iter().filter_map(|overlay| overlay.device()).any(|device| device.name == *name);
+pub fn concerns(overlays: &Overlays, expected: &Expected, event: &Event) -> bool {
+    let device = |name: &IfName| overlays.iter().filter_map(Overlay::device).find(|device| device.name == *name);
     let leads_out = |name: &IfName| overlays.iter().any(|overlay| overlay.interface() == name);
     match event {
-        Event::NewLink(link) | Event::DelLink(link) => is_ours(&link.name) || leads_out(&link.name),
-        Event::NewAddress(address) | Event::DelAddress(address) => is_ours(&address.dev) || leads_out(&address.dev),
-        Event::NewRoute(route) | Event::DelRoute(route) => {
-            // With direct routing, any change of the underlay's routes may move a peer on our own link or away from it.
-            let moves_peers = overlays.iter().any(crate::overlay::Overlay::routes_directly);
-            route.protocol == ROUTE_PROTOCOL || route.dev.as_ref().is_some_and(is_ours) || moves_peers
+        Event::NewLink(link) => match device(&link.name) {
+            Some(device) => {
+                !is_usable(device, link)
+                    || !link.up
+                    || (link.mac, link.mtu_bytes) != (Some(device.mac), device.mtu_bytes)
+            }
+            None => leads_out(&link.name),
+        },
+        Event::DelLink(link) => device(&link.name).is_some() || leads_out(&link.name),
+        Event::NewAddress(address) | Event::DelAddress(address) => {
+            device(&address.dev).is_some() || leads_out(&address.dev)
         }
-        Event::NewNeighbour(neighbour) | Event::DelNeighbour(neighbour) => is_ours(&neighbour.dev),
-        Event::NewFdb(entry) | Event::DelFdb(entry) => is_ours(&entry.dev),
+        Event::NewRoute(route) => {
+            let is_echo = expected.route(route).is_some_and(|wanted| leads_alike(wanted, route));
+            !is_echo && route_is_near(overlays, route)
+        }
+        Event::DelRoute(route) => {
+            let is_missed = expected.route(route).is_some_and(|wanted| wanted.metric == route.metric);
+            is_missed || (moves_peers(overlays) && route_is_near(overlays, route))
+        }
+        Event::NewNeighbour(neighbour) => match expected.neighbour(neighbour) {
+            Some(wanted) => wanted != neighbour,
+            None => neighbour.state == NeighbourState::Permanent && device(&neighbour.dev).is_some(),
+        },
+        Event::DelNeighbour(neighbour) => expected.neighbour(neighbour).is_some(),
+        Event::NewFdb(entry) => {
+            entry.dst.is_some() && device(&entry.dev).is_some() && expected.fdb_entry(entry) != Some(entry)
+        }
+        Event::DelFdb(entry) => expected.fdb_entry(entry) == Some(entry),
         Event::Overrun => true,
     }
+}
+
+/// With direct routing, any change of the underlay's routes may move a peer on our own link or away from it.
+fn moves_peers(overlays: &Overlays) -> bool {
+    overlays.iter().any(Overlay::routes_directly)
+}
+
+fn route_is_near(overlays: &Overlays, route: &Route) -> bool {
+    let on_device = |overlay: &Overlay| overlay.device().is_some_and(|device| Some(&device.name) == route.dev.as_ref());
+    route.protocol == ROUTE_PROTOCOL || overlays.iter().any(on_device) || moves_peers(overlays)
 }
 
 fn plan_device(device: &Device, link: Option<&Link>) -> Vec<Op> {

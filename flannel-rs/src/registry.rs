@@ -50,6 +50,8 @@ const MAX_ATTEMPTS: u32 = 200;
 pub struct Registry {
     client: Client,
     prefix: String,
+    /// What to add when a connection breaks; etcd's own reason may not reach us.
+    hint: Option<&'static str>,
 }
 
 /// The keys of all workers at one revision of etcd.
@@ -78,7 +80,13 @@ impl Registry {
     pub async fn connect(config: &EtcdConfig) -> Result<Self, RegistryError> {
         let options = connect::options(config)?;
         let client = call("connect to etcd", || Client::connect(&config.endpoints, Some(options.clone()))).await?;
-        Ok(Self { client, prefix: config.prefix.clone() })
+        Ok(Self { client, prefix: config.prefix.clone(), hint: connect::hint(config) })
+    }
+
+    /// What to try when etcd cannot be reached, as far as the settings tell.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        self.hint
     }
 
     /// The key of the network configuration.

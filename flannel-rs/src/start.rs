@@ -72,12 +72,12 @@ pub(crate) fn claim_subnet_file(path: &Path) -> Result<UnixListener, Error> {
 /// [`Error`] for what cannot be waited out, see [`crate::run::run`].
 pub(crate) async fn start(config: &Config, health: &Health) -> Result<Agent, Error> {
     let mut kernel = Kernel::open()?;
-    let registry = until_etcd_answers("prepare connections", || Registry::connect(&config.etcd)).await?;
+    let registry = until_etcd_answers("prepare connections", None, || Registry::connect(&config.etcd)).await?;
     let network = wait_for_network(&registry).await?;
     let interface = kernel.external_interface(&config.interface, network.ipv6.is_some())?;
     let public = interface.public;
     info!(interface = %interface.name, address = %interface.addresses.ipv4, public_ip = %public.ipv4, backend = network.backend.name(), "external interface");
-    let mut listing = until_etcd_answers("list the subnets", || registry.list()).await?;
+    let mut listing = until_etcd_answers("list the subnets", registry.hint(), || registry.list()).await?;
 
     // The devices come before the lease, so that a worker whose kernel refuses them does not promise others to be reachable.
     let mut overlays = describe_overlays(&mut kernel, config, &interface, &network, &listing)?;
@@ -91,7 +91,7 @@ pub(crate) async fn start(config: &Config, health: &Health) -> Result<Agent, Err
             Err(error) if error.is_transient() => {
                 warn!(error = %chain(&error), "no lease yet; trying again");
                 sleep(START_PAUSE).await;
-                listing = until_etcd_answers("list the subnets", || registry.list()).await?;
+                listing = until_etcd_answers("list the subnets", registry.hint(), || registry.list()).await?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -137,7 +137,7 @@ fn write_subnet_file(agent: &Agent, config: &Config, network: &NetworkConfig) ->
 }
 
 /// Asks etcd until it answers, for ever: the operator may start it after us.
-async fn until_etcd_answers<T, F>(what: &str, mut request: impl FnMut() -> F) -> Result<T, Error>
+async fn until_etcd_answers<T, F>(what: &str, hint: Option<&str>, mut request: impl FnMut() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, RegistryError>>,
 {
@@ -147,7 +147,7 @@ where
             Ok(answer) => return Ok(answer),
             Err(error) if error.is_transient() => {
                 if attempt % ATTEMPTS_PER_LOG_LINE == 0 {
-                    warn!(error = %chain(&error), attempt, "waiting for etcd to {what}");
+                    warn!(error = %chain(&error), attempt, hint, "waiting for etcd to {what}");
                 }
                 attempt += 1;
                 sleep(START_PAUSE).await;
@@ -165,7 +165,9 @@ async fn wait_for_network(registry: &Registry) -> Result<NetworkConfig, Error> {
     let mut attempt = 0;
     let mut refused = None;
     loop {
-        match until_etcd_answers("read the network configuration", || registry.network_config()).await? {
+        match until_etcd_answers("read the network configuration", registry.hint(), || registry.network_config())
+            .await?
+        {
             None if attempt % ATTEMPTS_PER_LOG_LINE == 0 => {
                 warn!(key, attempt, "waiting for somebody to write the network configuration");
             }

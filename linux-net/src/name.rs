@@ -17,8 +17,14 @@ use crate::error::{Error, Result};
 /// assert!("a-name-that-is-too-long".parse::<IfName>().is_err());
 /// # Ok::<(), linux_net::Error>(())
 /// ```
+///
+/// It is held in place, as the kernel holds it, because states of thousands of routes and entries bear one each.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IfName(String);
+pub struct IfName {
+    /// Zeros behind the name.
+    bytes: [u8; IfName::MAX_BYTES],
+    length: u8,
+}
 
 impl IfName {
     /// The longest name, in bytes.
@@ -29,8 +35,8 @@ impl IfName {
     /// # Errors
     ///
     /// [`Error::Invalid`] when the kernel would not take the name.
-    pub fn new(name: impl Into<String>) -> Result<Self> {
-        let name = name.into();
+    pub fn new(name: impl AsRef<str>) -> Result<Self> {
+        let name = name.as_ref();
         let reason = if name.is_empty() {
             "it is empty"
         } else if name.len() > Self::MAX_BYTES {
@@ -40,21 +46,32 @@ impl IfName {
         } else if name.bytes().any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace()) {
             "it contains white space, a slash, a colon or a zero"
         } else {
-            return Ok(Self(name));
+            return Ok(Self::held(name));
         };
-        Err(Error::Invalid { what: "interface name", value: name, reason })
+        Err(Error::Invalid { what: "interface name", value: name.to_owned(), reason })
     }
 
     /// Returns the loopback interface's name, `lo`.
     #[must_use]
     pub fn loopback() -> Self {
-        Self("lo".to_owned())
+        Self::held("lo")
+    }
+
+    /// Takes a name of at most [`Self::MAX_BYTES`].
+    fn held(name: &str) -> Self {
+        let mut bytes = [0; Self::MAX_BYTES];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        Self { bytes, length: u8::try_from(name.len()).expect("15 is less than 256") }
     }
 
     /// Returns the name as text.
+    ///
+    /// # Panics
+    ///
+    /// Never: it was text when it was taken.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("it was text when it was taken")
     }
 }
 
@@ -84,19 +101,19 @@ impl TryFrom<String> for IfName {
 
 impl AsRef<str> for IfName {
     fn as_ref(&self) -> &str {
-        &self.0
+        self.as_str()
     }
 }
 
 impl fmt::Display for IfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        f.pad(self.as_str())
     }
 }
 
 impl fmt::Debug for IfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        write!(f, "{}", self.as_str())
     }
 }
 

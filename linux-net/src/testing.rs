@@ -37,6 +37,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// When the child fails or does not end in two minutes; its output is in the message.
 #[must_use]
 pub fn enter_sandbox() -> bool {
+    enter(&namespaces())
+}
+
+/// As [`enter_sandbox`], but as real root, for programs that refuse to work inside a user namespace (podman, containerd): in fresh
+/// network, mount and process namespaces only. `None` for an ordinary user, who cannot run such a test: the caller says so and skips it.
+///
+/// # Panics
+///
+/// As [`enter_sandbox`].
+#[must_use]
+pub fn enter_sandbox_as_root() -> Option<bool> {
+    (std::env::var_os(INSIDE).is_some() || geteuid().is_root()).then(|| enter(&WITHOUT_USER))
+}
+
+/// In the child, prepares the sandbox; else starts the child with these arguments of unshare(1).
+fn enter(namespaces: &[&str]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         sandbox::furnish().expect("the sandbox of a test can be prepared");
         return true;
@@ -45,7 +61,7 @@ pub fn enter_sandbox() -> bool {
     let name = std::thread::current().name().expect("a test runs on a thread that bears its name").to_owned();
     let test = std::env::current_exe().expect("a test has a program");
     let mut child = Command::new("unshare")
-        .args(namespaces())
+        .args(namespaces)
         .arg(test)
         .args([&name, "--exact", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
@@ -78,14 +94,16 @@ pub fn enter_sandbox() -> bool {
     }
 }
 
+/// The arguments of unshare(1) for all but a user namespace.
+const WITHOUT_USER: [&str; 6] = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+
 /// The arguments of unshare(1). Root does without a user namespace where those are forbidden.
 fn namespaces() -> Vec<&'static str> {
     let user = ["--user", "--map-root-user"];
-    let rest = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let mut try_user = Command::new("unshare");
     let allowed = try_user.args(user).arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     let needs_no_user = geteuid().is_root() && !allowed;
-    user.into_iter().filter(|_| !needs_no_user).chain(rest).collect()
+    user.into_iter().filter(|_| !needs_no_user).chain(WITHOUT_USER).collect()
 }
 
 fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {

@@ -340,20 +340,57 @@ fn a_route_that_sends_our_own_subnet_away_is_removed_whoever_left_it() {
     assert_eq!(planned(&vxlan(&device()), &[], &observed), [Op::DelRoute(elsewhere)]);
 }
 
+/// What a pass for peer 4 leaves.
+fn expected() -> Expected {
+    let entries = |overlay: &Overlay, peer: Peer| overlay.desired([peer].iter(), &BTreeMap::new()).entries.unwrap();
+    Expected { ipv4: entries(&vxlan(&device()), peer(4)), ipv6: entries(&ipv6(), peer6(4)) }
+}
+
 #[test]
 fn a_change_of_our_device_its_parent_or_a_route_of_ours_is_an_event_for_us() {
     let overlays = Overlays { ipv4: vxlan(&device()), ipv6: Some(ipv6()) };
+    let concerns = |event| concerns(&overlays, &expected(), &event);
+    let down = Link { up: false, ..link(&device()) };
     let other = Link { name: "veth7".parse().unwrap(), ..link(&device()) };
     let parent = Link { name: device().parent, ..link(&device()) };
     let second = Link { name: "flannel-v6.100".parse().unwrap(), ..link(&device()) };
-    assert!(concerns(&overlays, &Event::DelLink(link(&device()))) && concerns(&overlays, &Event::NewLink(parent)));
-    assert!(concerns(&overlays, &Event::DelLink(second)));
-    assert!(!concerns(&overlays, &Event::NewLink(other)));
-    assert!(concerns(&overlays, &Event::DelRoute(device().route(peer(4).subnet))));
-    let underlay = Event::DelRoute(Route::to("10.0.0.0/8".parse().unwrap()));
-    assert!(!concerns(&overlays, &underlay));
-    assert!(concerns(&overlays, &Event::Overrun));
+    assert!(concerns(Event::DelLink(link(&device()))) && concerns(Event::NewLink(parent)));
+    assert!(concerns(Event::DelLink(second)) && concerns(Event::NewLink(down)));
+    assert!(!concerns(Event::NewLink(other)));
+    let (route, neighbour, fdb_entry) = steps(&device(), &peer(4));
+    assert!(concerns(Event::DelRoute(route)) && concerns(Event::DelNeighbour(neighbour)));
+    assert!(concerns(Event::DelFdb(fdb_entry)));
+    assert!(concerns(Event::Overrun));
+}
+
+#[test]
+fn the_echo_of_our_own_changes_is_no_event_for_us() {
+    let overlays = Overlays { ipv4: vxlan(&device()), ipv6: Some(ipv6()) };
+    let concerns = |event| concerns(&overlays, &expected(), &event);
+    assert!(!concerns(Event::NewLink(link(&device()))));
+    for (device, peer) in [(device(), peer(4)), (ipv6().device().unwrap().clone(), peer6(4))] {
+        let (route, neighbour, fdb_entry) = steps(&device, &peer);
+        assert!(!concerns(Event::NewRoute(route)) && !concerns(Event::NewNeighbour(neighbour)));
+        assert!(!concerns(Event::NewFdb(fdb_entry)));
+    }
+    // What we have removed ourselves.
+    let (route, neighbour, fdb_entry) = steps(&device(), &peer(9));
+    assert!(!concerns(Event::DelRoute(route.clone())) && !concerns(Event::DelNeighbour(neighbour.clone())));
+    assert!(!concerns(Event::DelFdb(fdb_entry.clone())));
+    // What nobody should have made.
+    assert!(concerns(Event::NewRoute(route)) && concerns(Event::NewNeighbour(neighbour)));
+    assert!(concerns(Event::NewFdb(fdb_entry)));
+    // Another MAC for a peer of ours.
+    let (_, neighbour, _) = steps(&device(), &peer(4));
+    assert!(concerns(Event::NewNeighbour(Neighbour { mac: MAC, ..neighbour })));
+}
+
+#[test]
+fn with_direct_routing_the_underlay_s_routes_are_events_for_us() {
+    let underlay = || Event::DelRoute(Route::to("10.0.0.0/8".parse().unwrap()));
+    let overlays = Overlays { ipv4: vxlan(&device()), ipv6: None };
+    assert!(!concerns(&overlays, &expected(), &underlay()));
     let direct = Transport::Vxlan { device: device(), direct_routing: true };
     let overlays = Overlays { ipv4: Overlay { transport: direct, ..vxlan(&device()) }, ipv6: None };
-    assert!(concerns(&overlays, &underlay), "a peer may be on our link from now on");
+    assert!(concerns(&overlays, &expected(), &underlay()), "a peer may be on our link from now on");
 }

@@ -29,6 +29,12 @@ pub(super) fn options(config: &EtcdConfig) -> Result<ConnectOptions, RegistryErr
     Ok(options)
 }
 
+/// What to try when connections break. With TLS 1.3 etcd's "certificate required" may come after it has closed the connection.
+pub(super) fn hint(config: &EtcdConfig) -> Option<&'static str> {
+    let hint = "if etcd wants a certificate of its clients, give --etcd-certfile and --etcd-keyfile";
+    config.tls.as_ref().is_some_and(|tls| tls.identity.is_none()).then_some(hint)
+}
+
 /// Reads the files of an encrypted connection.
 fn tls(files: &TlsConfig) -> Result<TlsOptions, RegistryError> {
     let mut tls = TlsOptions::new();
