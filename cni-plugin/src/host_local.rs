@@ -140,9 +140,19 @@ fn allocate_from(
         }
         return Ok(IpConfig { interface: None, address: range.with_prefix(address), gateway: Some(range.gateway) });
     }
-    for (address, range) in set.candidates(store.last_reserved(index)) {
-        if store.reserve(owner, address, index)? {
-            return Ok(IpConfig { interface: None, address: range.with_prefix(address), gateway: Some(range.gateway) });
+    // A second round only when the first found nothing, and reservations of containers that no machine runs any more could be freed.
+    for _ in 0..2 {
+        for (address, range) in set.candidates(store.last_reserved(index)) {
+            if store.reserve(owner, address, index)? {
+                return Ok(IpConfig {
+                    interface: None,
+                    address: range.with_prefix(address),
+                    gateway: Some(range.gateway),
+                });
+            }
+        }
+        if !store.release_earlier_boots()? {
+            break;
         }
     }
     refuse(format!("no IP addresses available in range set: {set}"))

@@ -7,16 +7,21 @@
 //!   <dataDir>/.<network>.owners               ours alone: who has which address, see `index`
 //! ```
 //!
-//! A reservation is the *existence* of a file, made with `O_EXCL`: the kernel decides between two who want one address.
+//! A reservation is the *existence* of a file, which appears with its content: it is written without a name, and then linked to the one that
+//! nobody else may have (`O_TMPFILE`, open(2)). The Go plugin makes the file and writes to it afterwards; killed in between, it leaves an empty one,
+//! which has no owner and is never given out again. Whoever holds the lock and finds an empty file knows that, and takes it over.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg, OFlag, open};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, open};
 use nix::sys::stat::Mode;
+use nix::unistd::linkat;
 
 use crate::conf::NetworkName;
 use crate::env::Environment;
@@ -92,15 +97,13 @@ impl Store {
     /// Code 5 when a file cannot be written.
     pub fn reserve(&mut self, owner: &Owner, address: IpAddr, set: usize) -> Result<bool> {
         let path = self.dir.join(address.to_string());
-        let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-            Err(source) => return Err(Error::io("create", &path, &source)),
-        };
-        if let Err(source) = file.write_all(owner.to_content().as_bytes()) {
-            // A reservation without an owner could never be released; the first error is the one to report.
-            let _ = fs::remove_file(&path);
-            return Err(Error::io("write", &path, &source));
+        if !create(&path, owner)? {
+            // We hold the lock, so nobody is about to write it.
+            let is_left_over = fs::metadata(&path).is_ok_and(|meta| meta.len() == 0);
+            if !is_left_over {
+                return Ok(false);
+            }
+            fs::write(&path, owner.to_content()).map_err(|source| Error::io("write", &path, &source))?;
         }
         let last = self.last_reserved_path(set);
         fs::write(&last, address.to_string()).map_err(|source| Error::io("write", &last, &source))?;
@@ -163,18 +166,70 @@ impl Store {
     ///
     /// Code 5 when the directory cannot be read or a file cannot be removed.
     pub fn release_all_but(&mut self, is_kept: impl Fn(&Owner) -> bool) -> Result<()> {
-        for (owner, _) in scan(&self.dir)? {
+        for (owner, address) in scan(&self.dir)? {
             if !is_kept(&owner) {
-                self.release(&owner)?;
+                self.release_address(&owner, address)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes what was reserved in an earlier boot of the machine, and says whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// Code 5 when a file cannot be removed.
+    pub fn release_earlier_boots(&mut self) -> Result<bool> {
+        let mut found = false;
+        for (owner, address) in self.index.of_earlier_boots() {
+            if read_owner(&self.dir.join(address.to_string())).is_some_and(|holder| holder == owner) {
+                self.release_address(&owner, address)?;
+                found = true;
+            }
+        }
+        Ok(found)
     }
 
     /// Writes the index out. What is not committed (a crash) costs the next call one reading of the directory.
     pub fn commit(self) {
         self.index.commit(&self.dir);
     }
+}
+
+/// Makes a reservation that appears with its content, or not at all; `false` when there is one.
+fn create(path: &Path, owner: &Owner) -> Result<bool> {
+    let failed = |source: &io::Error| Error::io("create", path, source);
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let nameless = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = match open(dir, nameless, Mode::from_bits_truncate(0o600)) {
+        Ok(file) => File::from(file),
+        // A file system without nameless files: as the Go plugin does it.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => return create_then_write(path, owner),
+        Err(errno) => return Err(failed(&errno.into())),
+    };
+    (&file).write_all(owner.to_content().as_bytes()).map_err(|source| failed(&source))?;
+    let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match linkat(AT_FDCWD, itself.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        // Without /proc a file has no path by which it could be linked.
+        Err(Errno::ENOENT) => create_then_write(path, owner),
+        Err(errno) => Err(failed(&errno.into())),
+    }
+}
+
+fn create_then_write(path: &Path, owner: &Owner) -> Result<bool> {
+    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(source) => return Err(Error::io("create", path, &source)),
+    };
+    if let Err(source) = file.write_all(owner.to_content().as_bytes()) {
+        // A reservation without an owner could never be released; the first error is the one to report.
+        let _ = fs::remove_file(path);
+        return Err(Error::io("write", path, &source));
+    }
+    Ok(true)
 }
 
 /// Every reservation of the directory, read file by file.
