@@ -90,7 +90,7 @@ fn attributes(number: u8) -> Attributes {
 
 /// Does what an agent does until it succeeds or a retry cannot help.
 async fn carry_out(registry: Registry, number: u8, before: Agenthood, deed: Deed) -> Agenthood {
-    let json = if number % 4 == 0 { HALVES } else { CONFIG };
+    let json = if number.is_multiple_of(4) { HALVES } else { CONFIG };
     let network = NetworkConfig::parse(json.as_bytes()).unwrap();
     loop {
         let result = match (&before, deed) {

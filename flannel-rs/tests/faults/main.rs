@@ -6,7 +6,8 @@
 //! KNETSIM_REAL=1 cargo test -p flannel-rs --test faults
 //! ```
 //!
-//! The tests that fail then are the faults; "seen" in a comment means seen so with flanneld v0.28.9+8.
+//! The tests that fail then are the faults; those that pass say "so does flanneld". "Seen" in a comment means seen so with flanneld
+//! v0.28.9+8; what is not marked so was read in its source.
 //!
 //! | module | fault |
 //! |---|---|
