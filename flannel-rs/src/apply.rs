@@ -24,6 +24,19 @@ pub struct Kernel {
     monitor: AsyncFd<Monitor>,
     /// What the last pass left, to tell the echo of our own changes by.
     expected: Expected,
+    /// Whether the last pass left all of it.
+    is_settled: bool,
+    /// Which peers are on our own link, and which link that is, as far as it was asked since the last look at the kernel.
+    on_link: BTreeMap<IpAddr, Option<IfName>>,
+}
+
+/// What a pass compares the desired state with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// What the kernel has: after an event of the kernel, and periodically.
+    Kernel,
+    /// What the last pass left: enough for news from etcd, and much faster beside a thousand peers.
+    LastPass,
 }
 
 impl Kernel {
@@ -42,7 +55,8 @@ impl Kernel {
         let monitor = AsyncFd::with_interest(monitor, Interest::READABLE)
             .map_err(|source| Error::System { what: "wait for changes of the network", source })?;
         let netlink = Netlink::open().map_err(|source| kernel("talk to the kernel's routing", source))?;
-        Ok(Self { netlink, monitor, expected: Expected::default() })
+        let (expected, on_link) = (Expected::default(), BTreeMap::new());
+        Ok(Self { netlink, monitor, expected, is_settled: false, on_link })
     }
 
     /// Finds the interface that leads to the other workers, see [`interface::choose`].
@@ -85,15 +99,22 @@ impl Kernel {
         &mut self,
         overlays: &Overlays,
         peers: Option<&PeerTable>,
+        basis: Basis,
         health: &Health,
     ) -> Result<usize, Error> {
         let metrics = health.metrics();
         metrics.reconciliations.inc();
-        let ops = self.plan(overlays, peers).map_err(|source| kernel("read the state of the network", source))?;
+        let ops = match basis {
+            Basis::LastPass if self.is_settled => self.plan_news(overlays, peers),
+            Basis::LastPass | Basis::Kernel => self.plan(overlays, peers),
+        };
+        self.is_settled = false;
+        let ops = ops.map_err(|source| kernel("read the state of the network", source))?;
         let reachable = peers.map_or(0, PeerTable::reachable_count);
         metrics.peers.set(i64::try_from(reachable).unwrap_or(i64::MAX));
         overlays.iter().filter_map(Overlay::device).for_each(ignore_router_advertisements);
         if ops.is_empty() {
+            self.is_settled = peers.is_some();
             return Ok(0);
         }
         for op in &ops {
@@ -108,14 +129,31 @@ impl Kernel {
         metrics.failures.inc_by(failures.len() as u64);
         let (total, failed) = (ops.len(), failures.len());
         if failed == 0 {
+            self.is_settled = peers.is_some();
             info!(peers = reachable, changes = total, "overlay brought up to date");
             return Ok(total);
         }
         Err(Error::Incomplete { failed, total, first: failures.swap_remove(0) })
     }
 
+    /// Compares what the last pass left with what should be, one family after the other.
+    fn plan_news(&mut self, overlays: &Overlays, peers: Option<&PeerTable>) -> linux_net::Result<Vec<Op>> {
+        let mut ops = Vec::new();
+        for family in FAMILIES {
+            let Some(overlay) = overlays.of(family) else { continue };
+            let on_link = self.on_link(overlay, peers, family)?;
+            let peers = peers.into_iter().flat_map(|table| table.peers(family));
+            let desired = overlay.desired(peers, &on_link);
+            let last = self.expected.of_mut(family);
+            ops.extend(plan::plan_news(&desired, last));
+            *last = desired.entries.unwrap_or_default();
+        }
+        Ok(ops)
+    }
+
     /// Compares what is with what should be, one family after the other.
     fn plan(&mut self, overlays: &Overlays, peers: Option<&PeerTable>) -> linux_net::Result<Vec<Op>> {
+        self.on_link.clear();
         let (mut routes, mut addresses) = (self.netlink.routes()?, self.netlink.addresses()?);
         let mut ops = Vec::new();
         for family in FAMILIES {
@@ -137,11 +175,7 @@ impl Kernel {
                 None => continue,
             };
             ops.extend(plan::plan(&desired, &observed));
-            let expected = match family {
-                Family::V4 => &mut self.expected.ipv4,
-                Family::V6 => &mut self.expected.ipv6,
-            };
-            *expected = desired.entries.unwrap_or_default();
+            *self.expected.of_mut(family) = desired.entries.unwrap_or_default();
         }
         Ok(ops)
     }
@@ -156,11 +190,13 @@ impl Kernel {
         let mut on_link = BTreeMap::new();
         let Some(peers) = peers.filter(|_| overlay.routes_directly()) else { return Ok(on_link) };
         for peer in peers.peers(family) {
-            let way = self.netlink.route_to(peer.public_ip)?;
-            let way = way.filter(|way: &Route| way.kind == RouteKind::Unicast && way.via.is_none());
-            if let Some(dev) = way.and_then(|way| way.dev) {
-                on_link.insert(peer.public_ip, dev);
+            let address = peer.public_ip;
+            if !self.on_link.contains_key(&address) {
+                let way = self.netlink.route_to(address)?;
+                let way = way.filter(|way: &Route| way.kind == RouteKind::Unicast && way.via.is_none());
+                self.on_link.insert(address, way.and_then(|way| way.dev));
             }
+            on_link.extend(self.on_link[&address].clone().map(|dev| (address, dev)));
         }
         Ok(on_link)
     }

@@ -51,6 +51,7 @@
 //!
 //! It never reacts to an event by one particular change. Every event, from etcd, from the kernel or from the clock, leads to the same
 //! three steps: *observe* what the kernel has, *plan* the difference to what it should have (a pure function, [`plan::plan`]), *apply* it.
+//! (For news from etcd what the last pass left stands for what the kernel has, as long as that has not said otherwise.)
 //! So a restart sweeps what a crashed run left, a device deleted by hand comes back with its MAC and all peers, and a second pass
 //! finds nothing to do. What is ours is marked: routes by protocol 70, the firewall tables by their name `flannel` ([`masquerade`]).
 //! While etcd is away the kernel's state is left alone: pods keep talking. And whatever happens in etcd, the subnet of a running agent

@@ -105,6 +105,14 @@ pub struct Expected {
 }
 
 impl Expected {
+    /// What was left in one family, to be changed.
+    pub fn of_mut(&mut self, family: Family) -> &mut Entries {
+        match family {
+            Family::V4 => &mut self.ipv4,
+            Family::V6 => &mut self.ipv6,
+        }
+    }
+
     fn of(&self, address: IpAddr) -> &Entries {
         match Family::of(address) {
             Family::V4 => &self.ipv4,

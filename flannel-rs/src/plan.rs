@@ -54,14 +54,31 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Vec<Op> {
     let addresses = if link.is_some() { &observed.addresses[..] } else { &[] };
 
     let routes = plan_routes(desired, entries, routes);
-    let fdb = plan_fdb(entries, fdb);
-    let neighbours = plan_neighbours(device, entries, neighbours);
+    let fdb = plan_fdb(entries, fdb.iter());
+    // Entries that are not permanent are the kernel's own business.
+    let family = Family::of(device.local);
+    let is_static = |neighbour: &&Neighbour| {
+        neighbour.state == NeighbourState::Permanent && Family::of(neighbour.address) == family
+    };
+    let neighbours = plan_neighbours(entries, neighbours.iter().filter(is_static));
     let addresses = plan_addresses(device, desired.network, entries.subnet, addresses);
 
     ops.extend([routes.stale, fdb.stale, neighbours.stale, addresses.stale].into_iter().flatten());
     ops.extend(set_up);
     ops.extend([addresses.missing, neighbours.missing, fdb.missing, routes.missing].into_iter().flatten());
     ops
+}
+
+/// Returns the changes that turn what the last pass left into `desired`, removals first: for news from etcd, as long as nothing was heard of
+/// a change in the kernel. Nothing is read back for it, so that one new peer costs the same beside a thousand others as alone.
+#[must_use]
+pub fn plan_news(desired: &Desired<'_>, last: &Entries) -> Vec<Op> {
+    let Some(entries) = &desired.entries else { return Vec::new() };
+    let routes = plan_routes(desired, entries, last.routes.values());
+    let fdb = plan_fdb(entries, last.fdb.values());
+    let neighbours = plan_neighbours(entries, last.neighbours.values());
+    let stale = [routes.stale, fdb.stale, neighbours.stale].into_iter().flatten();
+    stale.chain(neighbours.missing).chain(fdb.missing).chain(routes.missing).collect()
 }
 
 /// What is to change among the things of one kind.
@@ -204,9 +221,9 @@ fn leads_alike_but_for_protocol(wanted: &Route, observed: &Route) -> bool {
             == (observed.kind, observed.via, observed.onlink, observed.metric)
 }
 
-fn plan_fdb(entries: &Entries, observed: &[FdbEntry]) -> Changes {
+fn plan_fdb<'a>(entries: &Entries, observed: impl Iterator<Item = &'a FdbEntry>) -> Changes {
     // An entry without destination is the kernel's own.
-    let observed = observed.iter().filter(|entry| entry.dst.is_some());
+    let observed = observed.filter(|entry| entry.dst.is_some());
     let is_right = |entry: &&FdbEntry| entries.fdb.get(&entry.mac) == Some(*entry);
     let (right, wrong): (BTreeSet<&FdbEntry>, BTreeSet<&FdbEntry>) = observed.partition(is_right);
     // One whose worker has moved is replaced in place, so that no packet finds none.
@@ -215,14 +232,8 @@ fn plan_fdb(entries: &Entries, observed: &[FdbEntry]) -> Changes {
     Changes { stale: stale.cloned().map(Op::DelFdb).collect(), missing: missing.cloned().map(Op::ReplaceFdb).collect() }
 }
 
-fn plan_neighbours(device: &Device, entries: &Entries, observed: &[Neighbour]) -> Changes {
-    // Entries that are not permanent are the kernel's own business.
-    let family = Family::of(device.local);
-    let is_static = |neighbour: &&Neighbour| {
-        neighbour.state == NeighbourState::Permanent && Family::of(neighbour.address) == family
-    };
-    let observed: BTreeMap<_, _> =
-        observed.iter().filter(is_static).map(|neighbour| (neighbour.address, neighbour)).collect();
+fn plan_neighbours<'a>(entries: &Entries, observed: impl Iterator<Item = &'a Neighbour>) -> Changes {
+    let observed: BTreeMap<_, _> = observed.map(|neighbour| (neighbour.address, neighbour)).collect();
     let stale = observed.values().filter(|neighbour| !entries.neighbours.contains_key(&neighbour.address));
     let missing = entries.neighbours.values().filter(|wanted| observed.get(&wanted.address) != Some(wanted));
     Changes {

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tracing::{error, info, warn};
 
-use crate::apply::Kernel;
+use crate::apply::{Basis, Kernel};
 use crate::config::Config;
 use crate::error::{Error, chain};
 use crate::health::{self, Health};
@@ -82,15 +82,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
                     // A full channel means that the keeper is about to look at our key anyway.
                     let _ = heard_in.try_send(news);
                 }
-                agent.reconcile();
+                agent.reconcile(Basis::LastPass);
             }
             () = agent.kernel.changed(&agent.overlays) => due = due.or(Some(Instant::now() + quiet)),
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 due = None;
-                quiet = if agent.reconcile() { LONGEST_QUIET.min(quiet * 2) } else { KERNEL_QUIET };
+                quiet = if agent.reconcile(Basis::Kernel) { LONGEST_QUIET.min(quiet * 2) } else { KERNEL_QUIET };
             }
             _ = tick.tick() => {
-                agent.reconcile();
+                agent.reconcile(Basis::Kernel);
                 agent.restore_rules();
             }
         }
@@ -141,8 +141,8 @@ pub(crate) struct Agent {
 impl Agent {
     /// Brings the kernel's state to the desired one and says whether that took any change. What fails is logged, and tried again with
     /// the next event or tick.
-    pub(crate) fn reconcile(&mut self) -> bool {
-        match self.kernel.reconcile(&self.overlays, Some(&self.peers), &self.health) {
+    pub(crate) fn reconcile(&mut self, basis: Basis) -> bool {
+        match self.kernel.reconcile(&self.overlays, Some(&self.peers), basis, &self.health) {
             Ok(changes) => changes > 0,
             Err(error) => {
                 error!(error = %chain(&error), "the overlay is not complete");

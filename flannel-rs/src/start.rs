@@ -23,7 +23,7 @@ use ipnet::IpNet;
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
-use crate::apply::Kernel;
+use crate::apply::{Basis, Kernel};
 use crate::config::Config;
 use crate::error::{Error, RegistryError, chain};
 use crate::family::{FAMILIES, Family};
@@ -81,7 +81,7 @@ pub(crate) async fn start(config: &Config, health: &Health) -> Result<Agent, Err
 
     // The devices come before the lease, so that a worker whose kernel refuses them does not promise others to be reachable.
     let mut overlays = describe_overlays(&mut kernel, config, &interface, &network, &listing)?;
-    kernel.reconcile(&overlays, None, health)?;
+    kernel.reconcile(&overlays, None, Basis::Kernel, health)?;
 
     let attributes = announcement(&overlays, public);
     let former = FormerSubnets::read(&config.subnet_file);
@@ -110,7 +110,7 @@ pub(crate) async fn start(config: &Config, health: &Health) -> Result<Agent, Err
     let _ = peers.handle_events(vec![SubnetEvent::Listed(listing.entries)]);
     let revision = listing.revision;
     let mut agent = Agent { kernel, registry, revision, own, overlays, peers, rules, health: health.clone() };
-    agent.reconcile();
+    agent.reconcile(Basis::Kernel);
     write_subnet_file(&agent, config, &network)?;
     Ok(agent)
 }

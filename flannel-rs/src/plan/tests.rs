@@ -262,6 +262,20 @@ fn a_peer_that_moved_gets_its_fdb_entry_replaced_in_place() {
 }
 
 #[test]
+fn news_are_planned_from_what_the_last_pass_left_as_from_what_the_kernel_has() {
+    let overlay = vxlan(&device());
+    let peers = [peer(4), peer(5), peer(6)];
+    let moved = Peer { public_ip: [10, 0, 9, 9].into(), ..peer(5) };
+    let last = overlay.desired(peers.iter(), &BTreeMap::new()).entries.unwrap();
+    for now in [vec![], vec![peer(4), peer(5), peer(6), peer(7)], vec![peer(4), moved], peers.to_vec()] {
+        let desired = overlay.desired(now.iter(), &BTreeMap::new());
+        let mut observed = settled(&overlay, &peers);
+        observed.routes.iter_mut().for_each(|route| route.scope = None); // We leave it to the kernel.
+        assert_eq!(plan_news(&desired, &last), plan(&desired, &observed), "{now:?}");
+    }
+}
+
+#[test]
 fn of_two_peers_with_one_mac_the_first_is_reached_and_the_second_plans_nothing_for_ever() {
     let twin = Peer { vtep_mac: peer(4).vtep_mac, ..peer(5) };
     let peers = [peer(4), twin];
