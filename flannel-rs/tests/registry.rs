@@ -105,7 +105,7 @@ async fn workers_with_other_subnet_lengths_never_overlap() {
         });
     }
     let won: Vec<Subnet> = workers.join_all().await.into_iter().filter_map(Result::ok).map(|own| own.subnet).collect();
-    assert!(won.len() > 4);
+    assert!(won.len() >= 4, "there is always room for the four long ones");
     for (index, one) in won.iter().enumerate() {
         for other in &won[index + 1..] {
             assert!(!one.overlaps(other), "{one} and {other} overlap");
