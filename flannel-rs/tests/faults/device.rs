@@ -75,6 +75,7 @@ fn each_part_of_the_state_is_put_back_within_a_second() {
     }
     let (_lab, w1, w2) = overlay_pair();
     let (base, mac2, own) = (w2.base(), w2.mac().unwrap(), w1.base());
+    w1.outlives_its_start(); // So does the kernel's own business with a new device, whose events would lead to a repair too.
     for damage in [
         format!("ip route del {base}/20"),
         format!("ip neigh del {base} dev flannel.100"),
