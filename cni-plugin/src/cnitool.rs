@@ -6,9 +6,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
+use crate::conf;
 use crate::env::{ContainerId, parse_args, parse_ifname};
 use crate::error::{Code, Error, Result};
 use crate::runtime::cache::{Cache, DEFAULT_CACHE_DIR};
@@ -47,6 +48,12 @@ enum Verb {
     Check(Target),
     /// Detach the namespace; there may be nothing to detach.
     Del(Target),
+    /// Free everything of the network but what is to be kept: attachments, and what a crash left of them.
+    Gc(Collection),
+    /// Say (by the exit status) whether an `add` could be served now.
+    Status(Network),
+    /// Say whether every plugin of the network is there and speaks its version; prints what a runtime may ask of them.
+    Validate(Network),
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,6 +62,26 @@ struct Target {
     network: String,
     /// The path of the network namespace.
     netns: PathBuf,
+    /// The interface [default: `CNI_IFNAME`, or eth0].
+    #[arg(short, long)]
+    ifname: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Network {
+    /// The name of the network.
+    network: String,
+    /// Not used; the Go program asks for it.
+    netns: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Collection {
+    #[command(flatten)]
+    network: Network,
+    /// A network namespace whose attachments stay; may be given several times.
+    #[arg(long, value_name = "NETNS")]
+    keep: Vec<PathBuf>,
 }
 
 /// Carries out one verb, with `lookup` as the environment and `stdout` for the result.
@@ -63,32 +90,80 @@ struct Target {
 ///
 /// Whatever the configuration or a plugin complains of.
 pub fn run(arguments: &Arguments, lookup: impl Fn(&str) -> Option<String>, stdout: &mut impl Write) -> Result<()> {
-    let get =
-        |name: &str, default: &str| lookup(name).filter(|value| !value.is_empty()).unwrap_or_else(|| default.into());
-    let (Verb::Add(target) | Verb::Check(target) | Verb::Del(target)) = &arguments.verb;
-    let list = Conflist::load(Path::new(&get("NETCONFPATH", "/etc/cni/net.d")), &target.network)?;
-    let netns = std::path::absolute(&target.netns).map_err(|source| Error::io("resolve", &target.netns, &source))?;
-    let attachment = Attachment {
-        container_id: container_id(&netns)?,
-        ifname: parse_ifname(&get("CNI_IFNAME", "eth0"))?,
-        netns: Some(netns),
-        args: parse_args(&get("CNI_ARGS", ""))?.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-        capability_args: capability_args(&get("CAP_ARGS", "{}"))?,
-    };
+    let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
+    let conf_dir = PathBuf::from(get("NETCONFPATH").unwrap_or_else(|| "/etc/cni/net.d".to_owned()));
+    let load = |network: &str| Conflist::load(&conf_dir, network);
+    let path = get("CNI_PATH").unwrap_or_default();
     let runtime = Runtime {
-        path: std::env::split_paths(&get("CNI_PATH", "")).filter(|path| !path.as_os_str().is_empty()).collect(),
+        path: std::env::split_paths(&path).filter(|path| !path.as_os_str().is_empty()).collect(),
         cache: Cache::new(Path::new(DEFAULT_CACHE_DIR)),
     };
-    match arguments.verb {
-        Verb::Add(_) => {
-            let result = runtime.add(&list, &attachment)?.print(list.version)?;
-            stdout
-                .write_all(result.as_bytes())
-                .map_err(|source| Error::new(Code::Io, format!("cannot write the result: {source}")))
+    match &arguments.verb {
+        Verb::Add(target) => {
+            let list = load(&target.network)?;
+            let result = runtime.add(&list, &target.attachment(get)?)?;
+            print(stdout, &result.print(list.version)?)
         }
-        Verb::Check(_) => runtime.check(&list, &attachment),
-        Verb::Del(_) => runtime.del(&list, &attachment),
+        Verb::Check(target) => runtime.check(&load(&target.network)?, &target.attachment(get)?),
+        Verb::Del(target) => runtime.del(&load(&target.network)?, &target.attachment(get)?),
+        Verb::Gc(collection) => {
+            let list = load(&collection.network.network)?;
+            runtime.gc(&list, &kept(&runtime.cache, &list, &collection.keep, get)?)
+        }
+        Verb::Status(network) => runtime.status(&load(&network.network)?),
+        Verb::Validate(network) => {
+            let list = load(&network.network)?;
+            let capabilities = runtime.validate(&list)?;
+            let types: Vec<_> = list.plugins.iter().map(|plugin| plugin["type"].clone()).collect();
+            let answer = json!({"cniVersion": list.version.as_str(), "plugins": types, "capabilities": capabilities});
+            print(stdout, &format!("{answer}\n"))
+        }
     }
+}
+
+impl Target {
+    fn attachment(&self, get: impl Fn(&str) -> Option<String>) -> Result<Attachment> {
+        let netns = absolute(&self.netns)?;
+        let args = get("CNI_ARGS").unwrap_or_default();
+        let ifname = self.ifname.clone().or_else(|| get("CNI_IFNAME"));
+        Ok(Attachment {
+            container_id: container_id(&netns)?,
+            ifname: parse_ifname(ifname.as_deref().unwrap_or("eth0"))?,
+            netns: Some(netns),
+            args: parse_args(&args)?.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            capability_args: capability_args(&get("CAP_ARGS").unwrap_or_else(|| "{}".to_owned()))?,
+        })
+    }
+}
+
+/// The attachments of the namespaces that a `gc` keeps: those that are cached, and in any case the interface of the environment.
+fn kept(
+    cache: &Cache,
+    list: &Conflist,
+    keep: &[PathBuf],
+    get: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<conf::Attachment>> {
+    let cached = cache.attachments(&list.name)?;
+    let ifname = get("CNI_IFNAME").unwrap_or_else(|| "eth0".to_owned());
+    let mut kept = Vec::new();
+    for netns in keep {
+        let container_id = container_id(&absolute(netns)?)?;
+        let of_container = cached.iter().filter(|attachment| attachment.container_id == container_id);
+        kept.extend(of_container.map(Attachment::identity));
+        kept.push(conf::Attachment { container_id: container_id.to_string(), ifname: ifname.clone() });
+    }
+    kept.sort();
+    kept.dedup();
+    Ok(kept)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|source| Error::io("resolve", path, &source))
+}
+
+fn print(stdout: &mut impl Write, text: &str) -> Result<()> {
+    let written = stdout.write_all(text.as_bytes());
+    written.map_err(|source| Error::new(Code::Io, format!("cannot write the result: {source}")))
 }
 
 /// A namespace has no container id, so one is made of its path: `cnitool-` and ten bytes of its SHA-512, as upstream.

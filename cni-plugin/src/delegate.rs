@@ -19,6 +19,7 @@ use crate::env::{Command, Environment};
 use crate::error::{Code, Error, Result};
 use crate::plugin;
 use crate::result::CniResult;
+use crate::version::SpecVersion;
 
 /// Calls the plugin `name` with the configuration `conf`, whole.
 ///
@@ -48,6 +49,25 @@ pub fn invoke(name: &str, command: Command, env: &Environment, conf: Map<String,
 pub fn invoke_add(name: &str, env: &Environment, conf: Map<String, Value>) -> Result<CniResult> {
     invoke(name, Command::Add, env, conf)?
         .ok_or_else(|| Error::new(Code::Plugin, format!("plugin {name} answered ADD without a result")))
+}
+
+/// The versions of the specification that the plugin `name` says it speaks.
+///
+/// # Errors
+///
+/// As [`invoke`], and code 6 when the answer to VERSION is no such answer.
+pub fn versions(name: &str, env: &Environment) -> Result<Vec<String>> {
+    let program = locate(name, env)?;
+    if plugin::find(name).is_some() && is_this_binary(&program) {
+        return Ok(SpecVersion::ALL.map(|version| version.as_str().to_owned()).into());
+    }
+    // VERSION needs no configuration; the oldest plugins want to read one all the same.
+    let conf = Conf::parse(br#"{"name": "version", "cniVersion": "1.0.0"}"#)?;
+    let answer = execute(name, &program, Command::Version, env, &conf)?;
+    let answer: Value = serde_json::from_slice(&answer)
+        .map_err(|source| Error::decode(&format!("answer of plugin {name} to VERSION"), &source))?;
+    let versions = answer.get("supportedVersions").and_then(Value::as_array).into_iter().flatten();
+    Ok(versions.filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
 fn locate(name: &str, env: &Environment) -> Result<PathBuf> {

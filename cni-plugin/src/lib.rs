@@ -150,6 +150,7 @@ pub mod flannel;
 
 pub mod loopback;
 
+pub mod file;
 pub mod namespace;
 
 pub mod runtime;

@@ -4,12 +4,16 @@
 //!   ADD    plugin 0 ──result──► plugin 1 ──result──► … ──result──► cache, caller
 //!   CHECK  plugin 0, plugin 1, …   each with the cached result as prevResult
 //!   DEL    …, plugin 1, plugin 0   each with the cached result as prevResult; then the cache entry goes
+//!   GC     DEL of cached attachments that are not to be kept; then plugin 0, plugin 1, … with the list of those that are
 //! ```
+//!
+//! This file holds what is about one attachment; [`upkeep`] what is about a network: GC, STATUS, and whether a list can be run at all.
 //!
 //! Source: CNI specification 1.1.0, section 3, "Execution of Network Configurations".
 
 pub mod cache;
 pub mod conflist;
+pub mod upkeep;
 
 use std::path::PathBuf;
 
@@ -40,6 +44,23 @@ pub struct Attachment {
     pub capability_args: Map<String, Value>,
 }
 
+impl Attachment {
+    /// The attachment with what ADD was asked for, where the caller of DEL or CHECK does not say it again.
+    fn remembering(&self, known: Option<Self>) -> Self {
+        let mut attachment = self.clone();
+        if let Some(known) = known {
+            attachment.netns = attachment.netns.or(known.netns);
+            if attachment.args.is_empty() {
+                attachment.args = known.args;
+            }
+            if attachment.capability_args.is_empty() {
+                attachment.capability_args = known.capability_args;
+            }
+        }
+        attachment
+    }
+}
+
 /// A runtime: where the plugins are, and where results are cached.
 #[derive(Debug, Clone)]
 pub struct Runtime {
@@ -57,7 +78,7 @@ impl Runtime {
     /// The error of the plugin that failed; everything is then rolled back by DEL, so that nothing half made is left.
     pub fn add(&self, list: &Conflist, attachment: &Attachment) -> Result<CniResult> {
         // A second ADD fails, and what the first one made must stay.
-        let is_attached = self.cache.load(list, attachment).is_ok_and(|result| result.is_some());
+        let is_attached = self.cache.load(list, attachment).is_ok_and(|cached| cached.is_some());
         self.add_all(list, attachment).inspect_err(|_| {
             if !is_attached {
                 // The first error is the one to report. DEL is tolerant by specification, whatever ADD has left.
@@ -94,12 +115,13 @@ impl Runtime {
         if list.disable_check {
             return Ok(());
         }
-        let result = self.cache.load(list, attachment)?.ok_or_else(|| {
+        let cached = self.cache.load(list, attachment)?.ok_or_else(|| {
             Error::new(Code::UnknownContainer, format!("failed to get network \"{}\" cached result", list.name))
                 .with_details("nothing is known of this container on this network; was it added?")
         })?;
+        let attachment = attachment.remembering(cached.attachment);
         for index in 0..list.plugins.len() {
-            self.call(list, index, Command::Check, attachment, Some(&result))?;
+            self.call(list, index, Command::Check, &attachment, cached.result.as_ref())?;
         }
         Ok(())
     }
@@ -110,9 +132,14 @@ impl Runtime {
     ///
     /// The first error, after all plugins were called; the cache entry then stays, so that DEL can be tried again.
     pub fn del(&self, list: &Conflist, attachment: &Attachment) -> Result<()> {
-        // DEL had no prevResult before 0.4.0. A cache entry that cannot be read must not keep a container attached.
-        let result =
-            (list.version >= SpecVersion::V0_4_0).then(|| self.cache.load(list, attachment).ok().flatten()).flatten();
+        // A cache entry that cannot be read must not keep a container attached.
+        let (known, result) = match self.cache.load(list, attachment) {
+            Ok(Some(cached)) => (cached.attachment, cached.result),
+            Ok(None) | Err(_) => (None, None),
+        };
+        let attachment = &attachment.remembering(known);
+        // DEL had no prevResult before 0.4.0.
+        let result = result.filter(|_| list.version >= SpecVersion::V0_4_0);
         let mut first_error = None;
         for index in (0..list.plugins.len()).rev() {
             if let Err(error) = self.call(list, index, Command::Del, attachment, result.as_ref()) {

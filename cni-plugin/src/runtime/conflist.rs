@@ -6,15 +6,19 @@
 //!              {"type": "portmap", "capabilities": {"portMappings": true}}]}
 //! ```
 //!
-//! Source: CNI specification 1.1.0, section 1, "Network configuration format".
+//! Further plugins may stand in files of their own, `<name of the network>/*.conf` beside the list; they come after those of the list, in the
+//! order of file names, unless the list says `loadOnlyInlinedPlugins`.
+//!
+//! Source: CNI specification 1.1.0, section 1, "Network configuration format"; containernetworking/cni, `libcni/conf.go`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::conf::{NetworkName, text};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
+use crate::file;
 use crate::result::CniResult;
 use crate::version::SpecVersion;
 
@@ -27,6 +31,8 @@ pub struct Conflist {
     pub version: SpecVersion,
     /// The runtime must not call CHECK.
     pub disable_check: bool,
+    /// The runtime must not call GC: others use the same network.
+    pub disable_gc: bool,
     /// The plugins' configurations as the file has them, in the order of ADD; at least one.
     pub plugins: Vec<Map<String, Value>>,
     /// The list as JSON text.
@@ -40,24 +46,33 @@ impl Conflist {
     ///
     /// Code 6 for broken JSON, 7 for a list without name or plugins or a plugin without `type`, 1 for the version.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let object: Map<String, Value> =
+        Self::read(bytes, |_| Ok(Vec::new()))
+    }
+
+    /// As [`Conflist::parse`], with `more` for the plugins beside the list.
+    fn read(bytes: &[u8], more: impl FnOnce(&NetworkName) -> Result<Vec<Map<String, Value>>>) -> Result<Self> {
+        let mut object: Map<String, Value> =
             serde_json::from_slice(bytes).map_err(|source| Error::decode("configuration list", &source))?;
         let name = NetworkName::new(text(&object, "name")?)?;
         let version = newest_version(&object)?;
-        let (plugins, bytes) = match object.get("plugins") {
-            Some(Value::Array(list)) => {
-                let objects = list.iter().map(|plugin| plugin.as_object().cloned());
-                let plugins = objects.collect::<Option<Vec<_>>>();
-                (plugins.ok_or_else(|| Error::config("\"plugins\" holds something that is no object"))?, bytes.to_vec())
+        let only_inlined = flag(&object, "loadOnlyInlinedPlugins")?;
+        let mut bytes = bytes.to_vec();
+        if !object.contains_key("plugins") && object.contains_key("type") {
+            let list = json!({"cniVersion": version.as_str(), "name": name.as_str(), "plugins": [object]});
+            bytes = list.to_string().into_bytes();
+            object = list.as_object().cloned().unwrap_or_default();
+        }
+        let mut plugins = inlined(&object)?;
+        if !only_inlined {
+            let more = more(&name)?;
+            if !more.is_empty() {
+                // What is cached must be what was run, whatever happens to those files.
+                plugins.extend(more);
+                object.insert("plugins".to_owned(), plugins.iter().cloned().map(Value::Object).collect());
+                object.insert("loadOnlyInlinedPlugins".to_owned(), Value::from(true));
+                bytes = Value::Object(object.clone()).to_string().into_bytes();
             }
-            Some(_) => return Err(Error::config("\"plugins\" is not a list")),
-            None => {
-                let list = serde_json::json!({
-                    "cniVersion": version.as_str(), "name": name.as_str(), "plugins": [Value::Object(object.clone())],
-                });
-                (vec![object.clone()], list.to_string().into_bytes())
-            }
-        };
+        }
         if plugins.is_empty() {
             return Err(Error::config("no plugins in list"));
         }
@@ -66,19 +81,29 @@ impl Conflist {
                 return Err(Error::config(format!("a plugin of list {name} has no \"type\"")));
             }
         }
-        Ok(Self { name, version, disable_check: flag(&object, "disableCheck")?, plugins, bytes })
+        let (disable_check, disable_gc) = (flag(&object, "disableCheck")?, flag(&object, "disableGC")?);
+        Ok(Self { name, version, disable_check, disable_gc, plugins, bytes })
     }
 
-    /// Finds the list of that name among the `*.conflist`, `*.conf` and `*.json` of a directory, in order of file name.
+    /// Finds the list of that name in a directory: among the `*.conflist` in order of file name, then among the `*.conf` and `*.json`, which are
+    /// single plugins.
     ///
     /// # Errors
     ///
     /// Code 7 when there is none; its details name the files that could not be understood.
     pub fn load(dir: &Path, name: &str) -> Result<Self> {
+        let (lists, singles) = (files(dir, &["conflist"])?, files(dir, &["conf", "json"])?);
+        if lists.is_empty() && singles.is_empty() {
+            return Err(Error::config(format!("no net configurations found in {}", dir.display())));
+        }
         let mut broken = Vec::new();
-        for path in files(dir)? {
-            let bytes = fs::read(&path).map_err(|source| Error::io("read", &path, &source))?;
-            match Self::parse(&bytes) {
+        for (path, is_list) in lists.iter().map(|path| (path, true)).chain(singles.iter().map(|path| (path, false))) {
+            let bytes = fs::read(path).map_err(|source| Error::io("read", path, &source))?;
+            let more = |network: &NetworkName| {
+                let wanted = is_list && network.as_str() == name;
+                if wanted { beside(&dir.join(network.as_str())) } else { Ok(Vec::new()) }
+            };
+            match Self::read(&bytes, more) {
                 Ok(list) if list.name.as_str() == name => return Ok(list),
                 Ok(_) => {}
                 Err(error) => broken.push(format!("{}: {error}", path.display())),
@@ -135,34 +160,47 @@ fn flag(object: &Map<String, Value>, key: &str) -> Result<bool> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(false),
         Some(Value::Bool(flag)) => Ok(*flag),
-        Some(Value::String(text)) if text == "true" => Ok(true),
-        Some(Value::String(text)) if text == "false" => Ok(false),
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(true),
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(false),
         Some(other) => Err(Error::config(format!("\"{key}\" is neither true nor false but {other}"))),
     }
 }
 
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |source| Error::io("read directory", dir, &source);
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        if matches!(extension, Some("conflist" | "conf" | "json")) && path.is_file() {
-            paths.push(path);
+/// The plugins that the list itself holds; none when it has no such member.
+fn inlined(object: &Map<String, Value>) -> Result<Vec<Map<String, Value>>> {
+    match object.get("plugins") {
+        Some(Value::Array(list)) if list.is_empty() => Err(Error::config("no plugins in list")),
+        Some(Value::Array(list)) => {
+            let objects = list.iter().map(|plugin| plugin.as_object().cloned()).collect::<Option<Vec<_>>>();
+            objects.ok_or_else(|| Error::config("\"plugins\" holds something that is no object"))
         }
+        Some(_) => Err(Error::config("\"plugins\" is not a list")),
+        None => Ok(Vec::new()),
     }
-    if paths.is_empty() {
-        return Err(Error::new(Code::InvalidConfig, format!("no net configurations found in {}", dir.display())));
-    }
-    paths.sort();
-    Ok(paths)
+}
+
+/// The plugins in a list's own directory, which may be missing.
+fn beside(dir: &Path) -> Result<Vec<Map<String, Value>>> {
+    let read = |path: &PathBuf| {
+        let bytes = fs::read(path).map_err(|source| Error::io("read", path, &source))?;
+        serde_json::from_slice(&bytes).map_err(|source| Error::decode(&path.display().to_string(), &source))
+    };
+    files(dir, &["conf"])?.iter().map(read).collect()
+}
+
+/// The files of a directory with one of these extensions, in order of name; none when the directory is not there.
+fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
+    let has_extension = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        extension.is_some_and(|extension| extensions.contains(&extension)) && path.is_file()
+    };
+    Ok(file::names(dir)?.iter().map(|name| dir.join(name)).filter(has_extension).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::error::Code;
 
     fn list(value: &Value) -> Conflist {
         Conflist::parse(value.to_string().as_bytes()).unwrap()
@@ -221,6 +259,44 @@ mod tests {
     }
 
     #[test]
+    fn plugins_beside_the_list_come_after_its_own_unless_the_list_forbids_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, value: Value| fs::write(dir.path().join(name), value.to_string()).unwrap();
+        fs::create_dir(dir.path().join("n")).unwrap();
+        write("n/20-b.conf", json!({"type": "b"}));
+        write("n/10-a.conf", json!({"type": "a"}));
+        write("n/README.json", json!({"type": "not a .conf"}));
+        let types = || {
+            let list = Conflist::load(dir.path(), "n").unwrap();
+            assert_eq!(
+                Conflist::parse(&list.bytes).unwrap().plugins,
+                list.plugins,
+                "the cached list is the list that ran"
+            );
+            list.plugins.iter().map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        write("n.conflist", json!({"name": "n", "plugins": [{"type": "x"}]}));
+        assert_eq!(types(), ["x", "a", "b"]);
+        write("n.conflist", json!({"name": "n"}));
+        assert_eq!(types(), ["a", "b"]);
+        write("n.conflist", json!({"name": "n", "plugins": [{"type": "x"}], "loadOnlyInlinedPlugins": true}));
+        assert_eq!(types(), ["x"]);
+        write("n.conflist", json!({"name": "n", "loadOnlyInlinedPlugins": true}));
+        assert_eq!(Conflist::load(dir.path(), "n").unwrap_err().code, Code::InvalidConfig);
+    }
+
+    #[test]
+    fn a_list_goes_before_a_single_plugin_of_the_same_name() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("00.conf"), r#"{"name":"n","type":"single"}"#).unwrap();
+        fs::write(dir.path().join("99.conflist"), r#"{"name":"n","plugins":[{"type":"list"}],"disableGC":"true"}"#)
+            .unwrap();
+        let list = Conflist::load(dir.path(), "n").unwrap();
+        assert_eq!(list.plugins[0]["type"], "list");
+        assert!(list.disable_gc && !list.disable_check);
+    }
+
+    #[test]
     fn lists_that_cannot_be_run_are_refused() {
         for (text, code) in [
             ("{", Code::Decode),
@@ -228,6 +304,8 @@ mod tests {
             (r#"{"name":"n","plugins":[]}"#, Code::InvalidConfig),
             (r#"{"name":"n","plugins":[{}]}"#, Code::InvalidConfig),
             (r#"{"name":"n","plugins":{}}"#, Code::InvalidConfig),
+            (r#"{"name":"n"}"#, Code::InvalidConfig),
+            (r#"{"name":"n","plugins":[{"type":"x"}],"disableGC":"perhaps"}"#, Code::InvalidConfig),
             (r#"{"name":"n","cniVersion":"9.9.9","plugins":[{"type":"x"}]}"#, Code::IncompatibleVersion),
         ] {
             assert_eq!(Conflist::parse(text.as_bytes()).unwrap_err().code, code, "{text}");
