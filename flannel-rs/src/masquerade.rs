@@ -15,12 +15,15 @@
 //!
 //! These are the rules that flanneld makes with iptables. Its own nftables variant differs in two places, for the worse: it
 //! compares the mark as a whole, and its fourth rule says "not P → C", so that the sixth never matches. Ours need neither the `iptables`
-//! binary nor its tables: they stand in a table of our own, `flannel`, which is replaced as a whole in one transaction.
+//! binary nor its tables: they stand in a table of our own, `flannel`, which is replaced as a whole in one transaction. The same transaction removes
+//! what a flanneld left on this worker, of either kind.
 //!
 //! The forward chain lets packets from and to C pass. An accept here does not overrule a drop in another table; it is for a
 //! forward policy of this table's own hook, and shows in its place what flanneld shows.
 //!
 //! Source: flannel `pkg/trafficmngr/iptables/iptables.go`, `masqRules`; `pkg/trafficmngr/nftables/nftables.go`.
+
+mod left_over;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -145,16 +148,31 @@ impl FamilyRules {
     }
 }
 
-/// Replaces whatever is in our tables by `rules`; removes the tables when they are none, as after the option was turned off.
+/// Replaces whatever is in our tables, and whatever a flanneld left, by `rules`; when they are none, as after the option was turned off, the
+/// tables go.
 ///
 /// # Errors
 ///
 /// [`Error::Kernel`] when the kernel refuses them; the former rules stand then.
 pub fn install(rules: &Rules) -> Result<(), Error> {
-    let batch = rules.batch();
-    batch
-        .commit()
-        .map_err(|source| Error::Kernel { what: format!("set the firewall rules of table {TABLE}"), source })?;
+    let mut batch = left_over::plan_removal().unwrap_or_else(|error| {
+        warn!(%error, "cannot see whether a flanneld left rules");
+        Batch::default()
+    });
+    let left = batch.0.len();
+    batch.extend(rules.batch().0);
+    let mut committed = batch.commit();
+    if left > 0 {
+        match &committed {
+            Ok(()) => info!(changes = left, "rules of a flanneld removed"),
+            // Ours matter more.
+            Err(error) => {
+                warn!(%error, "the rules that a flanneld left stay");
+                committed = rules.batch().commit();
+            }
+        }
+    }
+    committed.map_err(|source| Error::Kernel { what: format!("set the firewall rules of table {TABLE}"), source })?;
     info!(masquerade = rules.config.masquerade, forward = rules.config.forward, "firewall rules set");
     Ok(())
 }
@@ -288,5 +306,31 @@ mod tests {
         assert_eq!(counts(&rules(false, true, false)), [2, 0]);
         assert_eq!(counts(&rules(true, true, true)), [8, 8]);
         assert_eq!(rules(true, true, true).counts().iter().map(|(_, count)| *count).collect::<Vec<_>>(), [8, 8]);
+    }
+
+    #[test]
+    fn the_rules_of_a_flanneld_go_with_the_transaction_that_sets_ours() {
+        if !linux_net::testing::enter_sandbox() {
+            return;
+        }
+        let shell = |line: &str| {
+            let output = std::process::Command::new("sh").args(["-c", line]).output().unwrap();
+            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        // As flanneld makes them by iptables, and by nftables.
+        shell(
+            "iptables -t nat -N FLANNEL-POSTRTG && iptables -t nat -A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG &&
+             iptables -t nat -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN &&
+             iptables -N FLANNEL-FWD && iptables -A FORWARD -j FLANNEL-FWD && iptables -A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT &&
+             ip6tables -t nat -N FLANNEL-POSTRTG && ip6tables -t nat -A POSTROUTING -j FLANNEL-POSTRTG &&
+             iptables -A FORWARD -s 192.0.2.1 -j DROP &&
+             nft 'add table ip flannel-ipv4; add chain ip flannel-ipv4 postrtg'",
+        );
+        install(&rules(true, true, false)).unwrap();
+        let ruleset = shell("nft list ruleset");
+        assert!(!ruleset.contains("FLANNEL") && !ruleset.contains("flannel-ipv4"), "{ruleset}");
+        assert!(ruleset.contains("192.0.2.1"), "somebody else's rule in a shared chain is gone: {ruleset}");
+        assert!(ruleset.contains("table ip flannel"), "{ruleset}");
     }
 }

@@ -70,7 +70,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 
     let mut tick = interval_at(Instant::now() + config.resync, config.resync);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut due, mut quiet) = (None, KERNEL_QUIET);
+    let (mut due, mut quiet, mut last_repair) = (None, KERNEL_QUIET, Instant::now());
     loop {
         tokio::select! {
             () = &mut shutdown => break,
@@ -84,9 +84,16 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
                 }
                 agent.reconcile(Basis::LastPass);
             }
-            () = agent.kernel.changed(&agent.overlays) => due = due.or(Some(Instant::now() + quiet)),
+            () = agent.kernel.changed(&agent.overlays) => {
+                // Repairs far apart are no quarrel with another program.
+                if last_repair.elapsed() > LONGEST_QUIET * 2 {
+                    quiet = KERNEL_QUIET;
+                }
+                due = due.or(Some(Instant::now() + quiet));
+            }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 due = None;
+                last_repair = Instant::now();
                 quiet = if agent.reconcile(Basis::Kernel) { LONGEST_QUIET.min(quiet * 2) } else { KERNEL_QUIET };
             }
             _ = tick.tick() => {

@@ -281,14 +281,20 @@ fn entry(message: &NeighbourMessage) -> (Option<IpAddr>, Option<MacAddr>) {
     (address, hardware)
 }
 
-pub(super) fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<Neighbour> {
+/// A neighbour as an event tells of it: one that was deleted, or was never found, comes without a hardware address.
+pub(super) fn neighbour_event(message: &NeighbourMessage, names: &Names) -> Option<Neighbour> {
     let (address, mac) = entry(message);
     Some(Neighbour {
         dev: names.get(message.header.ifindex)?,
         address: address?,
-        mac: mac?,
+        mac: mac.unwrap_or(MacAddr::ZERO),
         state: neighbour_state(message.header.state.into()),
     })
+}
+
+pub(super) fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<Neighbour> {
+    let (_, mac) = entry(message);
+    mac.and_then(|_| neighbour_event(message, names))
 }
 
 pub(super) fn fdb(message: &NeighbourMessage, names: &Names) -> Option<FdbEntry> {

@@ -41,9 +41,9 @@ pub enum Event {
     NewRoute(Route),
     /// A route has gone.
     DelRoute(Route),
-    /// A neighbour entry is new or changed.
+    /// A neighbour entry is new or changed; its MAC is [`MacAddr::ZERO`](crate::MacAddr::ZERO) when it has none (any more).
     NewNeighbour(Neighbour),
-    /// A neighbour entry has gone.
+    /// A neighbour entry has gone; its MAC may be [`MacAddr::ZERO`](crate::MacAddr::ZERO).
     DelNeighbour(Neighbour),
     /// A forwarding entry is new or changed.
     NewFdb(FdbEntry),
@@ -190,8 +190,8 @@ fn event(message: RouteNetlinkMessage, names: &Names) -> Option<Event> {
         RouteNetlinkMessage::DelNeighbour(message) if message.header.family == AddressFamily::Bridge => {
             decode::fdb(&message, names).map(Event::DelFdb)
         }
-        RouteNetlinkMessage::NewNeighbour(message) => decode::neighbour(&message, names).map(Event::NewNeighbour),
-        RouteNetlinkMessage::DelNeighbour(message) => decode::neighbour(&message, names).map(Event::DelNeighbour),
+        RouteNetlinkMessage::NewNeighbour(message) => decode::neighbour_event(&message, names).map(Event::NewNeighbour),
+        RouteNetlinkMessage::DelNeighbour(message) => decode::neighbour_event(&message, names).map(Event::DelNeighbour),
         _ => None,
     }
 }

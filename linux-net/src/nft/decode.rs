@@ -53,7 +53,8 @@ pub(super) fn rule(message: &[u8]) -> Option<(Table, RuleInfo)> {
     let table = Table { family, name: object.get_str(sys::NFTNL_RULE_TABLE)? };
     let comment = object.get_data(sys::NFTNL_RULE_USERDATA).and_then(|data| userdata::comment(&data));
     let chain = object.get_str(sys::NFTNL_RULE_CHAIN)?;
-    Some((table, RuleInfo { chain, handle: object.get_u64(sys::NFTNL_RULE_HANDLE)?, comment }))
+    let handle = object.get_u64(sys::NFTNL_RULE_HANDLE)?;
+    Some((table, RuleInfo { chain, handle, comment, target: object.target() }))
 }
 
 pub(super) fn set(message: &[u8]) -> Option<(Table, SetInfo)> {

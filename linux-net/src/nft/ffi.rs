@@ -257,6 +257,29 @@ impl RuleObject {
     }
 }
 
+impl RuleObject {
+    /// The chain that the rule jumps or goes to, if it does so without a map.
+    pub(super) fn target(&self) -> Option<String> {
+        // SAFETY: the rule is alive, and outlives the iterator, which is destroyed below.
+        let iterator = NonNull::new(unsafe { sys::nftnl_expr_iter_create(self.0.as_ptr()) })?;
+        let mut target = None;
+        // SAFETY: the iterator is alive; null ends it.
+        while let Some(expr) = NonNull::new(unsafe { sys::nftnl_expr_iter_next(iterator.as_ptr()) }) {
+            // SAFETY: the expression is the rule's; what it returns is a string of its own or null.
+            let string = |attribute: u32| unsafe {
+                let text = sys::nftnl_expr_get_str(expr.as_ptr(), Attribute::from(attribute).0);
+                (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+            };
+            if string(sys::NFTNL_EXPR_NAME).as_deref() == Some("immediate") {
+                target = target.or_else(|| string(sys::NFTNL_EXPR_IMM_CHAIN));
+            }
+        }
+        // SAFETY: it was created above and is not used any more.
+        unsafe { sys::nftnl_expr_iter_destroy(iterator.as_ptr()) };
+        target
+    }
+}
+
 impl ExprRef<'_> {
     pub(super) fn u32(&mut self, attribute: impl Into<Attribute>, value: u32) -> &mut Self {
         // SAFETY: the rule, which owns the expression, is borrowed; the value is copied.

@@ -64,6 +64,8 @@ pub struct RuleInfo {
     pub handle: u64,
     /// Its remark.
     pub comment: Option<String>,
+    /// The chain that it jumps or goes to, if it does so without a map.
+    pub target: Option<String>,
 }
 
 /// A set or map, as far as it is read back.
