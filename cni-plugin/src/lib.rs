@@ -150,6 +150,7 @@ pub mod flannel;
 
 pub mod loopback;
 
+pub mod attachment;
 pub mod file;
 pub mod namespace;
 
