@@ -81,6 +81,14 @@ pub enum Op {
         /// What to add.
         elements: Vec<Element>,
     },
+    /// Adds elements to a set or map of which none may be there: `EEXIST` even for one with the same value. For those who share a set and
+    /// must know whose each element is.
+    CreateElements {
+        /// The set or map, as it was declared.
+        set: Set,
+        /// What to add.
+        elements: Vec<Element>,
+    },
     /// Deletes elements of a set or map; only their keys matter. One that is not there is `ENOENT`.
     DelElements {
         /// The set or map, as it was declared.

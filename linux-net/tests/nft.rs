@@ -295,3 +295,36 @@ fn thirty_thousand_services_are_one_batch() -> Result<()> {
     assert!(took < Duration::from_secs(10), "{took:?}");
     Ok(())
 }
+
+#[test]
+fn an_element_has_an_owner_and_is_created_once() -> Result<()> {
+    if !enter_sandbox() {
+        return Ok(());
+    }
+    let table = Table::new(Family::Ip, "shared");
+    let ports = Set::map(&table, "ports", Spec::types([Type::InetService]), Spec::types([Type::Ipv4Addr]));
+    let element = Element::map([Value::Port(80)], [Value::Ipv4("10.0.0.2".parse()?)]).with_comment("net c1 eth0");
+    let create =
+        |element: &Element| Batch(vec![Op::CreateElements { set: ports.clone(), elements: vec![element.clone()] }]);
+    Batch(vec![Op::AddTable(table.clone()), Op::AddSet(ports.clone())]).commit()?;
+    create(&element).commit()?;
+    assert_eq!(Nft::open()?.elements(&ports)?, std::slice::from_ref(&element));
+    let again = create(&element).commit().unwrap_err();
+    assert!(again.is_exists(), "{again}");
+    assert!(again.to_string().contains("create element ip shared ports { 80 comment \"net c1 eth0\" : 10.0.0.2 }"));
+    Ok(())
+}
+
+#[test]
+fn a_foreign_rule_tells_its_target_and_what_it_compares_with() -> Result<()> {
+    if !enter_sandbox() {
+        return Ok(());
+    }
+    let ns = NetNs::create("ns")?;
+    nft(&ns, &["-f", "-"], "table ip t { chain a { }; chain b { ip saddr 10.0.0.2 tcp dport 80 jump a; }; }")?;
+    let rules = Nft::open_in(&ns)?.rules(&Table::new(Family::Ip, "t"))?;
+    assert_eq!(rules.len(), 1);
+    assert_eq!(rules[0].target.as_deref(), Some("a"));
+    assert_eq!(rules[0].constants, [vec![10, 0, 0, 2], vec![6], vec![0, 80]]);
+    Ok(())
+}

@@ -44,7 +44,7 @@ pub(super) fn compile(rule: &Rule, sets: &dyn Sets) -> Result<RuleObject> {
         .set_str(sys::NFTNL_RULE_CHAIN, &c_string(&rule.chain)?)
         .set_u32(sys::NFTNL_RULE_FAMILY, family_number(rule.table.family).into());
     if let Some(comment) = &rule.comment {
-        object.set_data(sys::NFTNL_RULE_USERDATA, &userdata::of_rule(comment)?);
+        object.set_data(sys::NFTNL_RULE_USERDATA, &userdata::of_comment(comment)?);
     }
     let mut compiler = Compiler { rule: object, family: rule.table.family, sets, known: Known::default() };
     for statement in &rule.statements {

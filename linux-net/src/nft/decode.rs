@@ -54,7 +54,8 @@ pub(super) fn rule(message: &[u8]) -> Option<(Table, RuleInfo)> {
     let comment = object.get_data(sys::NFTNL_RULE_USERDATA).and_then(|data| userdata::comment(&data));
     let chain = object.get_str(sys::NFTNL_RULE_CHAIN)?;
     let handle = object.get_u64(sys::NFTNL_RULE_HANDLE)?;
-    Some((table, RuleInfo { chain, handle, comment, target: object.target() }))
+    let (target, constants) = object.target_and_constants();
+    Some((table, RuleInfo { chain, handle, comment, target, constants }))
 }
 
 pub(super) fn set(message: &[u8]) -> Option<(Table, SetInfo)> {
@@ -107,7 +108,8 @@ pub(super) fn elements(set: &Set, messages: &[Vec<u8>]) -> Result<Vec<Element>> 
                 };
                 let timeout = raw.get_u64(sys::NFTNL_SET_ELEM_TIMEOUT).map(std::time::Duration::from_millis);
                 let is_end = raw.get_u32(sys::NFTNL_SET_ELEM_FLAGS).unwrap_or(0) & NFT_SET_ELEM_INTERVAL_END != 0;
-                Some(Border { key, is_end, element: Element { key: values, data, timeout } })
+                let comment = raw.get_data(sys::NFTNL_SET_ELEM_USERDATA).and_then(|data| userdata::comment(&data));
+                Some(Border { key, is_end, element: Element { key: values, data, timeout, comment } })
             })();
             match border {
                 Some(border) => borders.push(border),

@@ -12,7 +12,7 @@ mod elements;
 use std::{collections::BTreeMap, time::Duration};
 
 use elements::SetEncoding;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use nftnl_sys as sys;
 
 use super::{
@@ -92,7 +92,10 @@ fn declared_sets(batch: &Batch) -> RangedSets {
         .0
         .iter()
         .filter_map(|op| match op {
-            Op::AddSet(set) | Op::AddElements { set, .. } | Op::DelElements { set, .. } => Some(set),
+            Op::AddSet(set)
+            | Op::AddElements { set, .. }
+            | Op::CreateElements { set, .. }
+            | Op::DelElements { set, .. } => Some(set),
             _ => None,
         })
         .map(|set| ((set.table.clone(), set.name.clone()), set.is_ranged_concatenation().unwrap_or(false)))
@@ -178,6 +181,9 @@ impl Encoder {
                 set_named(table, set)?.write_elements(header, &mut self.scratch, &mut self.out);
             }
             Op::AddElements { set, elements } => return self.elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, elements),
+            Op::CreateElements { set, elements } => {
+                return self.elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, set, elements);
+            }
             Op::DelElements { set, elements } => return self.elements(NFT_MSG_DELSETELEM, 0, set, elements),
         }
         Ok(start)

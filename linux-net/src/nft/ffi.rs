@@ -258,11 +258,12 @@ impl RuleObject {
 }
 
 impl RuleObject {
-    /// The chain that the rule jumps or goes to, if it does so without a map.
-    pub(super) fn target(&self) -> Option<String> {
+    /// The chain that the rule jumps or goes to, if it does so without a map, and the constants that it compares with.
+    pub(super) fn target_and_constants(&self) -> (Option<String>, Vec<Vec<u8>>) {
         // SAFETY: the rule is alive, and outlives the iterator, which is destroyed below.
-        let iterator = NonNull::new(unsafe { sys::nftnl_expr_iter_create(self.0.as_ptr()) })?;
-        let mut target = None;
+        let iterator = NonNull::new(unsafe { sys::nftnl_expr_iter_create(self.0.as_ptr()) })
+            .expect("there is memory for an iterator");
+        let (mut target, mut constants) = (None, Vec::new());
         // SAFETY: the iterator is alive; null ends it.
         while let Some(expr) = NonNull::new(unsafe { sys::nftnl_expr_iter_next(iterator.as_ptr()) }) {
             // SAFETY: the expression is the rule's; what it returns is a string of its own or null.
@@ -270,13 +271,24 @@ impl RuleObject {
                 let text = sys::nftnl_expr_get_str(expr.as_ptr(), Attribute::from(attribute).0);
                 (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
             };
-            if string(sys::NFTNL_EXPR_NAME).as_deref() == Some("immediate") {
-                target = target.or_else(|| string(sys::NFTNL_EXPR_IMM_CHAIN));
+            match string(sys::NFTNL_EXPR_NAME).as_deref() {
+                Some("immediate") => target = target.or_else(|| string(sys::NFTNL_EXPR_IMM_CHAIN)),
+                Some("cmp") => {
+                    let mut length = 0;
+                    // SAFETY: as above; libnftnl says how many bytes there are.
+                    constants.extend(unsafe {
+                        let attribute = Attribute::from(sys::NFTNL_EXPR_CMP_DATA).0;
+                        let data = sys::nftnl_expr_get(expr.as_ptr(), attribute, &raw mut length);
+                        (!data.is_null())
+                            .then(|| std::slice::from_raw_parts(data.cast::<u8>(), length as usize).to_vec())
+                    });
+                }
+                _ => {}
             }
         }
         // SAFETY: it was created above and is not used any more.
         unsafe { sys::nftnl_expr_iter_destroy(iterator.as_ptr()) };
-        target
+        (target, constants)
     }
 }
 

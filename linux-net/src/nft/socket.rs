@@ -66,6 +66,8 @@ pub struct RuleInfo {
     pub comment: Option<String>,
     /// The chain that it jumps or goes to, if it does so without a map.
     pub target: Option<String>,
+    /// The constants that it compares with, in order, as the kernel has them: an address, a port, an interface's name.
+    pub constants: Vec<Vec<u8>>,
 }
 
 /// A set or map, as far as it is read back.

@@ -37,6 +37,9 @@ impl Display for Op {
             Self::AddElements { set, elements } => {
                 write!(f, "add element {} {} {{ {} }}", set.table, set.name, Joined(elements, ", "))
             }
+            Self::CreateElements { set, elements } => {
+                write!(f, "create element {} {} {{ {} }}", set.table, set.name, Joined(elements, ", "))
+            }
             Self::DelElements { set, elements } => {
                 // A map's element is deleted by its key, whatever it stands for.
                 let keys: Vec<_> = elements.iter().map(|element| Key(&element.key)).collect();
@@ -58,6 +61,7 @@ impl Op {
         };
         match self {
             Self::AddElements { set, elements } => shorten("add", set, elements),
+            Self::CreateElements { set, elements } => shorten("create", set, elements),
             Self::DelElements { set, elements } => shorten("delete", set, elements),
             other => other.to_string(),
         }
@@ -183,6 +187,9 @@ impl Display for Element {
         write!(f, "{}", Key(&self.key))?;
         if let Some(timeout) = self.timeout {
             write!(f, " timeout {}", Time(timeout))?;
+        }
+        if let Some(comment) = &self.comment {
+            write!(f, " comment \"{comment}\"")?;
         }
         match &self.data {
             None => Ok(()),

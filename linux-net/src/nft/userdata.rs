@@ -57,8 +57,8 @@ pub(super) fn of_set(set: &Set) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Returns the user data of a rule: its comment.
-pub(super) fn of_rule(comment: &str) -> Result<Vec<u8>> {
+/// Returns the user data of a rule or an element: its comment.
+pub(super) fn of_comment(comment: &str) -> Result<Vec<u8>> {
     if comment.len() > 127 {
         return Err(Error::Invalid {
             what: "comment",
@@ -74,7 +74,7 @@ pub(super) fn of_rule(comment: &str) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Returns the comment in the user data of a rule.
+/// Returns the comment in the user data of a rule or an element.
 pub(super) fn comment(mut data: &[u8]) -> Option<String> {
     loop {
         let (kind, length) = (*data.first()?, usize::from(*data.get(1)?));
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_comment_reads_as_it_was_written() {
-        assert_eq!(comment(&of_rule("why it is here").unwrap()).as_deref(), Some("why it is here"));
-        assert!(of_rule(&"x".repeat(128)).is_err());
+        assert_eq!(comment(&of_comment("why it is here").unwrap()).as_deref(), Some("why it is here"));
+        assert!(of_comment(&"x".repeat(128)).is_err());
     }
 }

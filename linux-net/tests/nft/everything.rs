@@ -81,12 +81,15 @@ fn sets() -> Vec<(Set, Vec<Element>)> {
             ],
         ),
         (set("names", &[Type::Ifname, Type::InetProto]), vec![Element::key([device("cni0"), Value::Protocol(17)])]),
-        (set("six", &[Type::Ipv6Addr]).interval(), vec![Element::key([Value::Ipv6Net(parsed("fd00::/16"))])]),
+        (
+            set("six", &[Type::Ipv6Addr]).interval(),
+            vec![Element::key([Value::Ipv6Net(parsed("fd00::/16"))]).with_comment("whose it is")],
+        ),
         (
             Set::verdict_map(&table(), "macs", Spec::types([Type::EtherAddr])),
             vec![
                 Element::verdict([mac("02:00:00:00:00:01")], Verdict::Accept),
-                Element::verdict([mac("02:00:00:00:00:02")], Verdict::Jump("side".into())),
+                Element::verdict([mac("02:00:00:00:00:02")], Verdict::Jump("side".into())).with_comment("the second"),
             ],
         ),
         (

@@ -8,6 +8,7 @@ use super::{
         compile::verdict_code,
         constants::NFT_SET_ELEM_INTERVAL_END,
         ffi::{SetObject, c_string},
+        userdata,
     },
     millis,
 };
@@ -58,6 +59,7 @@ impl SetEncoding {
             }
             _ => None,
         };
+        let comment = element.comment.as_deref().filter(|_| !deletes).map(userdata::of_comment).transpose()?;
         object.element(|new| {
             new.set_data(sys::NFTNL_SET_ELEM_KEY, &key);
             if self.ranged {
@@ -74,6 +76,9 @@ impl SetEncoding {
             }
             if let Some(timeout) = element.timeout {
                 new.set_u64(sys::NFTNL_SET_ELEM_TIMEOUT, millis(timeout));
+            }
+            if let Some(comment) = &comment {
+                new.set_data(sys::NFTNL_SET_ELEM_USERDATA, comment);
             }
         });
         if self.interval && !self.ranged {
