@@ -103,28 +103,55 @@ pub fn dispatch(plugin: &dyn Plugin, command: Command, env: &Environment, conf: 
 /// Runs a plugin as a program: this process's environment and standard streams.
 #[must_use]
 pub fn run(plugin: &dyn Plugin) -> ExitCode {
-    let (answer, exit) = match serve(plugin) {
-        Ok(answer) => (answer, ExitCode::SUCCESS),
-        Err(error) => (error.to_json(), ExitCode::FAILURE),
-    };
+    let answer = answer(
+        plugin,
+        |name| std::env::var(name).ok(),
+        || {
+            let mut stdin = Vec::with_capacity(4096);
+            std::io::stdin().read_to_end(&mut stdin)?;
+            Ok(stdin)
+        },
+    );
     // A runtime that closed the pipe wants no answer, and there is no other channel to complain on.
-    match std::io::stdout().write_all(answer.as_bytes()) {
-        Ok(()) => exit,
-        Err(_) => ExitCode::FAILURE,
+    match std::io::stdout().write_all(answer.text.as_bytes()) {
+        Ok(()) if answer.is_success => ExitCode::SUCCESS,
+        Ok(()) | Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn serve(plugin: &dyn Plugin) -> Result<String> {
-    let Some(variables) = Variables::collect(|name| std::env::var(name).ok())? else {
+/// What a plugin prints, and how it ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What goes to standard output: a result, an error, or nothing.
+    pub text: String,
+    /// Whether the exit status is 0.
+    pub is_success: bool,
+}
+
+/// Serves one call: `lookup` is the environment, `stdin` what the runtime sends, which is read only by a command that needs it.
+pub fn answer(
+    plugin: &dyn Plugin,
+    lookup: impl Fn(&str) -> Option<String>,
+    stdin: impl FnOnce() -> std::io::Result<Vec<u8>>,
+) -> Answer {
+    match serve(plugin, lookup, stdin) {
+        Ok(text) => Answer { text, is_success: true },
+        Err(error) => Answer { text: error.to_json(), is_success: false },
+    }
+}
+
+fn serve(
+    plugin: &dyn Plugin,
+    lookup: impl Fn(&str) -> Option<String>,
+    stdin: impl FnOnce() -> std::io::Result<Vec<u8>>,
+) -> Result<String> {
+    let Some(variables) = Variables::collect(lookup)? else {
         return about(plugin);
     };
     if variables.asks_for_the_version() {
         return Ok(version_answer());
     }
-    let mut stdin = Vec::with_capacity(4096);
-    std::io::stdin()
-        .read_to_end(&mut stdin)
-        .map_err(|source| Error::new(Code::Io, format!("error reading from stdin: {source}")))?;
+    let stdin = stdin().map_err(|source| Error::new(Code::Io, format!("error reading from stdin: {source}")))?;
     let conf = Conf::parse(&stdin)?;
     let (command, env) = variables.check()?;
     match dispatch(plugin, command, &env, &conf)? {

@@ -209,13 +209,13 @@ fn the_hosts_own_namespace_is_refused() {
 }
 
 #[test]
-fn twenty_adds_at_once_get_twenty_addresses() {
+fn a_hundred_adds_at_once_get_a_hundred_addresses_and_a_hundred_dels_leave_nothing() {
     if !enter_sandbox() {
         return;
     }
     let (plugins, data) = (install_ours(), tempfile::tempdir().unwrap());
     let conf = bridge_conf(data.path());
-    let calls: Vec<_> = (0..20)
+    let calls: Vec<_> = (0..100)
         .map(|index| {
             let pod = format!("p{index}");
             Call::new(plugins.path(), "bridge", &pod, &netns(&pod))
@@ -226,15 +226,15 @@ fn twenty_adds_at_once_get_twenty_addresses() {
         let results = threads.into_iter().map(|thread| thread.join().unwrap());
         results.map(|result| result["ips"][0]["address"].as_str().unwrap().to_owned()).collect()
     });
-    assert_eq!(addresses.len(), 20, "{addresses:?}");
-    assert_eq!(ip("", "link show master cni0").as_array().unwrap().len(), 20);
+    assert_eq!(addresses.len(), 100, "{addresses:?}");
+    assert_eq!(ip("", "link show master cni0").as_array().unwrap().len(), 100);
     std::thread::scope(|scope| {
         for call in &calls {
             scope.spawn(|| call.run("DEL", &conf).ok());
         }
     });
     assert_eq!(ip("", "link show master cni0"), json!([]));
-    assert_eq!(files(&data.path().join("net")).len(), 2);
+    assert_eq!(files(&data.path().join("net")).len(), 2, "the lock, and the address that was given last");
 }
 
 /// Writes `subnet.env` and a list of the flannel plugin; gives the list's directory.

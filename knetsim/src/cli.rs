@@ -47,7 +47,10 @@ pub enum Command {
     BenchTopology(BenchTopologyArgs),
     /// The measurements of `bench flannel`, in namespaces of their own
     #[command(hide = true)]
-    BenchFlannel(BenchFlannelArgs),
+    BenchFlannel(BenchInsideArgs),
+    /// The measurements of `bench cni`, in namespaces of their own
+    #[command(hide = true)]
+    BenchCni(BenchInsideArgs),
 }
 
 /// Which lab.
@@ -143,7 +146,7 @@ pub struct LogsArgs {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// What to measure
-    #[arg(value_enum, default_values_t = [What::Boot, What::Flannel])]
+    #[arg(value_enum, default_values_t = [What::Boot, What::Flannel, What::Cni])]
     pub what: Vec<What>,
     /// How often each case is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -153,9 +156,9 @@ pub struct BenchArgs {
     pub out: Option<PathBuf>,
 }
 
-/// `knetsim bench-flannel`
+/// `knetsim bench-flannel`, `knetsim bench-cni`
 #[derive(Debug, Args)]
-pub struct BenchFlannelArgs {
+pub struct BenchInsideArgs {
     /// How often each case is measured
     pub repeat: u32,
 }

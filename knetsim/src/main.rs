@@ -33,5 +33,6 @@ fn try_main(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Init => cmd::init::run(),
         Command::BenchTopology(args) => cmd::bench::boot::topology(&args),
         Command::BenchFlannel(args) => cmd::bench::flannel::inside(&args),
+        Command::BenchCni(args) => cmd::bench::cni::inside(&args),
     }
 }

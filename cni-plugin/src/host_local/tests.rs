@@ -126,6 +126,48 @@ fn a_file_of_an_old_plugin_without_an_interface_is_released() {
 }
 
 #[test]
+fn an_empty_file_that_a_killed_plugin_left_belongs_to_nobody() {
+    let lab = slash_29();
+    fs::create_dir_all(lab.dir.path().join("net")).unwrap();
+    for last in 2..=6 {
+        fs::write(lab.file(&format!("10.1.2.{last}")), "").unwrap();
+    }
+    assert_eq!(lab.add("c1").unwrap(), ["10.1.2.2/29"]);
+    assert_eq!(lab.add("c2").unwrap(), ["10.1.2.3/29"]);
+    lab.del("c1");
+    assert!(!lab.file("10.1.2.2").exists());
+    // GC takes the rest away.
+    let keep = json!({"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]});
+    HostLocal.gc(&env("any", "eth0", ""), &lab.conf(&keep)).unwrap();
+    assert_eq!(lab.reservations(), [("c2".to_owned(), "10.1.2.3".to_owned())]);
+}
+
+#[test]
+fn reservations_of_an_earlier_boot_are_given_out_again_when_the_range_is_full() {
+    let lab = slash_29();
+    for id in ["c1", "c2", "c3"] {
+        lab.add(id).unwrap();
+    }
+    // The machine boots: what was noted under the present boot becomes an earlier one's.
+    let index = lab.dir.path().join(".net.owners");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let text = fs::read_to_string(&index).unwrap();
+    assert!(text.contains(boot.trim()), "{text}");
+    fs::write(&index, text.replace(boot.trim(), "00000000-0000-4000-8000-000000000000")).unwrap();
+    for id in ["d1", "d2"] {
+        lab.add(id).unwrap();
+    }
+    assert_eq!(lab.reservations().len(), 5, "as long as there is room, nothing is taken from anybody");
+    assert_eq!(lab.add("d3").unwrap(), ["10.1.2.2/29"]);
+    let holders: Vec<_> = lab.reservations().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(holders, ["d1", "d2", "d3"]);
+    // The Go plugin's are of an unknown boot, and stay.
+    fs::write(lab.file("10.1.2.3"), "g1\r\neth0").unwrap();
+    fs::write(lab.file("10.1.2.4"), "g2\r\neth0").unwrap();
+    lab.add("d4").unwrap_err();
+}
+
+#[test]
 fn the_same_address_asked_for_in_three_ways_is_one_request() {
     let lab = slash_29();
     let more = json!({"runtimeConfig": {"ips": ["10.1.2.5/29"]}, "args": {"cni": {"ips": ["10.1.2.5"]}}});

@@ -5,14 +5,23 @@
 
 mod agent;
 pub mod boot;
+pub mod cni;
 pub mod flannel;
 mod leases;
 mod table;
 
-use std::{collections::BTreeSet, io::Write, path::Path, process::ExitCode};
+use std::{
+    collections::BTreeSet,
+    io::Write,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
 
-use anyhow::Context;
-use linux_net::sandbox::{self as namespaces, Namespaces, mount};
+use anyhow::{Context, bail};
+use linux_net::{
+    process::CommandNamespaceExt as _,
+    sandbox::{self as namespaces, Namespaces, mount},
+};
 
 use crate::{cli::BenchArgs, lab::Lab, prompt::execute::print};
 
@@ -23,6 +32,8 @@ pub enum What {
     Boot,
     /// The overlay agent: start, 1,000 leases, a lease put while it runs, memory; beside flanneld where that is installed
     Flannel,
+    /// The CNI plugins: ADD and DEL of a pod, masquerade, host ports, a full range; beside the Go plugins
+    Cni,
 }
 
 /// Measures and prints a table for each part.
@@ -40,6 +51,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         let (name, cases) = match what {
             What::Boot => ("boot", boot::measure(args.repeat)?),
             What::Flannel => ("flannel", flannel::measure(args.repeat)?),
+            What::Cni => ("cni", cni::measure(args.repeat)?),
         };
         print(&format!("{name}: {} runs each; {}\n{}", args.repeat, load, table::render(&cases)))?;
         if let Some(directory) = &args.out {
@@ -47,6 +59,21 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a hidden subcommand that measures in namespaces of its own, and reads the cases that it prints.
+fn in_child(subcommand: &str, repeat: u32) -> anyhow::Result<Vec<table::Case>> {
+    let output = Command::new(std::env::current_exe()?)
+        .args([subcommand, &repeat.to_string()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .die_with_parent()
+        .output()
+        .with_context(|| format!("start {subcommand}"))?;
+    if !output.status.success() {
+        bail!("the measurement failed; what went wrong stands above");
+    }
+    serde_json::from_slice(&output.stdout).with_context(|| format!("read what {subcommand} printed"))
 }
 
 /// Tells what makes the numbers less than they seem.

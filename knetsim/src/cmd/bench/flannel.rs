@@ -14,12 +14,12 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
-use linux_net::{NetNs, process::CommandNamespaceExt as _};
+use anyhow::Context;
+use linux_net::NetNs;
 
 use super::{
     agent::{Agent, Memory, Side},
@@ -27,7 +27,7 @@ use super::{
     table::{Case, Unit},
 };
 use crate::{
-    cli::BenchFlannelArgs,
+    cli::BenchInsideArgs,
     component,
     impls::{self, Component, Impl},
     lab::Node,
@@ -51,17 +51,7 @@ pub(super) fn measure(repeat: u32) -> anyhow::Result<Vec<Case>> {
     if impls::find_for(Component::Flannel, Impl::Real, "flanneld").is_none() {
         super::warn("flanneld is not installed, so flannel-rs is measured alone; `knetsim doctor` says how to get it")?;
     }
-    let output = Command::new(std::env::current_exe()?)
-        .args(["bench-flannel", &repeat.to_string()])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .die_with_parent()
-        .output()
-        .context("start bench-flannel")?;
-    if !output.status.success() {
-        bail!("the measurement failed; what went wrong stands above");
-    }
-    serde_json::from_slice(&output.stdout).context("read what bench-flannel printed")
+    super::in_child("bench-flannel", repeat)
 }
 
 /// Measures in namespaces of this process and prints the cases as JSON.
@@ -69,7 +59,7 @@ pub(super) fn measure(repeat: u32) -> anyhow::Result<Vec<Case>> {
 /// # Errors
 ///
 /// When an agent does not do its work.
-pub fn inside(args: &BenchFlannelArgs) -> anyhow::Result<ExitCode> {
+pub fn inside(args: &BenchInsideArgs) -> anyhow::Result<ExitCode> {
     let mut sides = vec![Side { name: "flannel-rs", program: component::program("flannel-rs")? }];
     if let Some(program) = impls::find_for(Component::Flannel, Impl::Real, "flanneld") {
         sides.push(Side { name: "flanneld", program });
