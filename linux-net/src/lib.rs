@@ -69,6 +69,7 @@
 //!
 //! Sources: RFC 3549; RFC 7348; man 7 `netlink`, `rtnetlink`, `namespaces`; iproute2; nftables and libnftnl; Linux `include/uapi/linux/`.
 
+pub mod conntrack;
 pub mod error;
 pub mod name;
 pub mod netlink;

@@ -8,7 +8,7 @@ mod element;
 mod encode;
 mod expr;
 mod ffi;
-mod message;
+pub(crate) mod message;
 mod socket;
 mod statement;
 mod table;

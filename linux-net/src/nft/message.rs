@@ -1,25 +1,25 @@
-//! The kernel's answers, cut into messages.
+//! The answers of netfilter (nftables, connection tracking), cut into messages.
 
 use nix::errno::Errno;
 
-use super::decode::malformed;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const HEADER_BYTES: usize = 16; // struct nlmsghdr
 const NFGEN_BYTES: usize = 4; // struct nfgenmsg
+const NLA_TYPE_MASK: u16 = 0x3fff; // without the flags for "contains attributes" and "big-endian"
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
 /// One message of a datagram.
-pub(super) struct RawMessage<'a> {
+pub(crate) struct RawMessage<'a> {
     kind: u16,
     flags: u16,
-    pub(super) sequence: u32,
-    pub(super) whole: &'a [u8],
+    pub(crate) sequence: u32,
+    pub(crate) whole: &'a [u8],
 }
 
 /// What a message is for the one who asked.
-pub(super) enum Meaning {
+pub(crate) enum Meaning {
     /// What was asked for, or a part of it.
     Object,
     /// The end of a dump.
@@ -32,18 +32,18 @@ pub(super) enum Meaning {
 
 impl RawMessage<'_> {
     /// Says whether the ruleset changed while the answer was made (`NLM_F_DUMP_INTR`).
-    pub(super) fn is_interrupted(&self) -> bool {
+    pub(crate) fn is_interrupted(&self) -> bool {
         const NLM_F_DUMP_INTR: u16 = 0x10;
         self.flags & NLM_F_DUMP_INTR != 0
     }
 
     /// Finds the value of an attribute by its kind.
-    pub(super) fn attribute(&self, kind: u16) -> Option<&[u8]> {
+    pub(crate) fn attribute(&self, kind: u16) -> Option<&[u8]> {
         attribute(self.whole.get(HEADER_BYTES + NFGEN_BYTES..)?, kind)
     }
 
     /// Says what the message is for the one who asked.
-    pub(super) fn meaning(&self) -> Meaning {
+    pub(crate) fn meaning(&self) -> Meaning {
         if self.kind == NLMSG_DONE {
             return Meaning::End;
         }
@@ -60,14 +60,14 @@ impl RawMessage<'_> {
 }
 
 /// Cuts a datagram into its messages.
-pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<RawMessage<'_>>> {
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<RawMessage<'_>>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let header = rest.first_chunk::<HEADER_BYTES>()?;
         let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
         if length < HEADER_BYTES || length > rest.len() {
             rest = &[];
-            return Some(Err(malformed("its length is wrong")));
+            return Some(Err(malformed()));
         }
         let message = RawMessage {
             kind: u16::from_ne_bytes([header[4], header[5]]),
@@ -81,14 +81,18 @@ pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<RawMessag
 }
 
 /// Finds an attribute by its kind.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
-        let kind = u16::from_ne_bytes(*attributes.get(2..)?.first_chunk()?);
+        let kind = u16::from_ne_bytes(*attributes.get(2..)?.first_chunk()?) & NLA_TYPE_MASK;
         let value = attributes.get(4..length)?;
         if kind == wanted {
             return Some(value);
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
+}
+
+fn malformed() -> Error {
+    Error::Malformed { what: "a netfilter message", reason: "its length is wrong".to_owned() }
 }
