@@ -26,11 +26,14 @@ fn apply(kernel: &mut Observed, op: &Op) {
                 up: false,
                 carrier: false,
                 promiscuous: false,
+                all_multicast: false,
+                tx_queue_packets: 1000,
                 master: None,
                 alias: None,
                 kind: LinkKind::Vxlan(vxlan),
                 peer_index: None,
                 hairpin: None,
+                isolated: None,
                 statistics: LinkStatistics::default(),
             });
         }

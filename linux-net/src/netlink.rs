@@ -9,13 +9,15 @@ mod monitor;
 mod observed;
 mod op;
 mod socket;
+mod traffic;
 
 pub use monitor::{Event, Group, Monitor};
 pub use observed::{Address, Link, LinkKind, LinkStatistics};
 pub use op::{
-    FdbEntry, FdbOwner, Macvlan, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth,
-    VethPeer, Vxlan,
+    FdbEntry, FdbOwner, Ifb, Macvlan, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth,
+    VethPeer, Vlans, Vxlan,
 };
+pub use traffic::{Qdisc, TokenBucket};
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -23,9 +25,10 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::AddressMessage,
-    link::{LinkAttribute, LinkMessage},
+    link::{LinkAttribute, LinkExtentMask, LinkMessage},
     neighbour::NeighbourMessage,
     route::{RouteAttribute, RouteMessage},
+    tc::TcMessage,
 };
 use nix::errno::Errno;
 
@@ -278,6 +281,61 @@ impl Netlink {
         Ok(entries)
     }
 
+    /// The queueing disciplines of a link that are not the kernel's own choice.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such link, the kernel refuses, or what it says cannot be read.
+    pub fn qdiscs(&mut self, dev: &IfName) -> Result<Vec<Qdisc>> {
+        let index = self.index(dev)?;
+        let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(index.cast_signed()));
+        let messages = self.dump(&request, &format!("tc qdisc show dev {dev}"))?;
+        let qdiscs = messages.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewQueueDiscipline(message) => traffic::qdisc(message, index),
+            _ => None,
+        });
+        Ok(qdiscs.filter(|qdisc| !matches!(qdisc, Qdisc::Other(kind) if kind == "noqueue")).collect())
+    }
+
+    /// The links through which what a link receives is sent instead.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such link, the kernel refuses, or what it says cannot be read.
+    pub fn redirects(&mut self, dev: &IfName) -> Result<Vec<IfName>> {
+        let request = RouteNetlinkMessage::GetTrafficFilter(traffic::redirect_request(self.index(dev)?));
+        let messages = self.dump(&request, &format!("tc filter show dev {dev} parent ffff:"))?;
+        let indexes: Vec<_> = messages
+            .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewTrafficFilter(message) => traffic::redirect(message),
+                _ => None,
+            })
+            .collect();
+        let names = self.names()?;
+        Ok(indexes.into_iter().filter_map(|index| names.get(index)).collect())
+    }
+
+    /// The VLANs of a port of a bridge, each one alone; none when the kernel's bridge knows nothing of VLANs.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such link, the kernel refuses, or what it says cannot be read.
+    pub fn vlans(&mut self, dev: &IfName) -> Result<Vec<Vlans>> {
+        let index = self.index(dev)?;
+        let mut request = LinkMessage::default();
+        request.header.interface_family = AddressFamily::Bridge;
+        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::Brvlan]));
+        let messages = self.dump(&RouteNetlinkMessage::GetLink(request), &format!("bridge vlan show dev {dev}"))?;
+        let of_dev = messages.into_iter().filter_map(new_link).filter(|message| message.header.index == index);
+        Ok(of_dev.flat_map(|message| decode::vlans(&message, dev)).collect())
+    }
+
+    fn index(&mut self, dev: &IfName) -> Result<Index> {
+        let link = self.link(dev)?;
+        link.map(|link| link.index).ok_or_else(|| listing(&format!("ip link show {dev}"), Errno::ENODEV))
+    }
+
     fn names(&mut self) -> Result<Names> {
         Ok(Names::of(&self.link_messages()?))
     }
@@ -306,6 +364,16 @@ fn refused(op: &Op, errno: Errno, text: Option<String>) -> Error {
         (Op::AddVxlan(_), Errno::EOPNOTSUPP) => "; this kernel has no VXLAN (module vxlan)",
         (Op::AddMacvlan(_), Errno::EOPNOTSUPP) => "; this kernel has no macvlan (module macvlan)",
         (Op::AddVeth(_), Errno::EOPNOTSUPP) => "; this kernel has no veth (module veth)",
+        (Op::AddIfb(_), Errno::EOPNOTSUPP) => "; this kernel has no intermediate functional blocks (module ifb)",
+        (Op::SetVlanFiltering { .. } | Op::AddVlans(_) | Op::DelVlans(_), Errno::EOPNOTSUPP) => {
+            "; this kernel's bridge knows nothing of VLANs (CONFIG_BRIDGE_VLAN_FILTERING)"
+        }
+        (Op::AddQdisc { .. }, Errno::ENOENT | Errno::EOPNOTSUPP) => {
+            "; this kernel lacks that queueing discipline (modules sch_tbf, sch_ingress)"
+        }
+        (Op::AddRedirect { .. }, Errno::ENOENT | Errno::EOPNOTSUPP) => {
+            "; this kernel lacks the filter or its action (modules cls_u32, act_mirred)"
+        }
         (Op::AddBridge { .. }, Errno::EOPNOTSUPP) => "; this kernel has no bridge (module bridge)",
         (_, Errno::EPERM) => "; it needs CAP_NET_ADMIN in this network namespace",
         _ => "",

@@ -1,14 +1,14 @@
 //! Every operation does what the command it prints does: each is applied in one namespace, its text is run by `sh` in a
 //! twin namespace, and both are read back.
 
-use std::process::Command;
+use std::{io::Write as _, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use linux_net::{
     IfName, MacAddr, NetNs, Netlink, Op, Vni,
     netlink::{
-        Address, FdbEntry, FdbOwner, Link, LinkKind, LinkStatistics, Macvlan, MacvlanMode, Neighbour, NeighbourState,
-        Route, RouteKind, RouteScope, Veth, Vxlan,
+        Address, FdbEntry, FdbOwner, Ifb, Link, LinkKind, LinkStatistics, Macvlan, MacvlanMode, Neighbour,
+        NeighbourState, Qdisc, Route, RouteKind, RouteScope, TokenBucket, Veth, Vlans, Vxlan,
     },
     process::CommandNamespaceExt,
     testing::enter_sandbox,
@@ -129,7 +129,12 @@ fn links_are_made_changed_and_deleted() -> Result<()> {
         Op::SetAlias { dev: name("br0"), alias: "it's the bridge of C0".into() },
         Op::SetMtu { dev: name("up0"), mtu_bytes: 1400 },
         Op::SetPromiscuous { dev: name("up0"), on: true },
+        Op::SetAllMulticast { dev: name("up0"), on: true },
+        Op::SetTxQueueLength { dev: name("up0"), packets: 77 },
+        Op::SetIsolated { dev: name("far0"), on: true },
     ])?;
+    assert_eq!((state.link("up0")?.all_multicast, state.link("up0")?.tx_queue_packets), (true, 77));
+    assert_eq!((state.link("far0")?.isolated, state.link("up0")?.isolated), (Some(true), None));
     assert_eq!(state.link("br0")?.kind, LinkKind::Bridge);
     assert_eq!(state.link("br0")?.alias.as_deref(), Some("it's the bridge of C0"));
     assert_eq!(state.link("far0")?.master, Some(name("br0")));
@@ -139,6 +144,8 @@ fn links_are_made_changed_and_deleted() -> Result<()> {
     let state = twins.both(&[
         Op::SetHairpin { dev: name("far0"), on: false },
         Op::SetPromiscuous { dev: name("up0"), on: false },
+        Op::SetAllMulticast { dev: name("up0"), on: false },
+        Op::SetIsolated { dev: name("far0"), on: false },
         Op::SetMaster { dev: name("far0"), master: None },
         Op::SetDown { dev: name("br0") },
         Op::Rename { dev: name("br0"), name: name("br1") },
@@ -149,6 +156,72 @@ fn links_are_made_changed_and_deleted() -> Result<()> {
     assert_eq!(state.link("br1")?.alias, None);
     let state = twins.both(&[Op::DelLink { name: name("br1") }, Op::DelLink { name: name("up0") }])?;
     assert_eq!(state.links.len(), 1, "only lo is left");
+    Ok(())
+}
+
+#[test]
+fn what_a_link_receives_is_shaped_on_another() -> Result<()> {
+    if !enter_sandbox() {
+        return Ok(());
+    }
+    let mut twins = Twins::new()?;
+    let bucket = |rate: u64| Qdisc::TokenBucket(TokenBucket::new(rate, 100_000, Duration::from_millis(25)));
+    let ifb = Ifb { name: name("ifb7"), mtu_bytes: Some(1400), tx_queue_packets: Some(50) };
+    let state = twins.both(&[
+        Op::AddIfb(ifb),
+        Op::SetUp { dev: name("ifb7") },
+        Op::AddQdisc { dev: name("ifb7"), qdisc: bucket(1_000_000) },
+        Op::AddQdisc { dev: name("up0"), qdisc: bucket(5_000_000_000) },
+        Op::AddQdisc { dev: name("up0"), qdisc: Qdisc::Ingress },
+        Op::AddRedirect { dev: name("up0"), to: name("ifb7") },
+    ])?;
+    assert_eq!(state.link("ifb7")?.kind, LinkKind::Other("ifb".to_owned()));
+    assert_eq!((state.link("ifb7")?.mtu_bytes, state.link("ifb7")?.tx_queue_packets), (1400, 50));
+    let read = |ns: &NetNs| -> Result<_> {
+        let mut netlink = Netlink::open_in(ns)?;
+        Ok((netlink.qdiscs(&name("ifb7"))?, netlink.qdiscs(&name("up0"))?, netlink.redirects(&name("up0"))?))
+    };
+    let wanted = (vec![bucket(1_000_000)], vec![bucket(5_000_000_000), Qdisc::Ingress], vec![name("ifb7")]);
+    assert_eq!(read(&twins.ours)?, wanted);
+    let theirs = read(&twins.theirs)?;
+    assert_eq!((&theirs.0, &theirs.2), (&wanted.0, &wanted.2));
+    twins.both(&[
+        Op::DelQdisc { dev: name("up0"), qdisc: Qdisc::Ingress },
+        Op::DelQdisc { dev: name("ifb7"), qdisc: bucket(1_000_000) },
+    ])?;
+    let mut netlink = Netlink::open_in(&twins.ours)?;
+    assert_eq!(netlink.redirects(&name("up0")).unwrap_or_default(), []);
+    assert!(!netlink.qdiscs(&name("up0"))?.contains(&Qdisc::Ingress));
+    Ok(())
+}
+
+#[test]
+fn vlans_of_a_port_or_a_word_of_why_there_are_none() -> Result<()> {
+    if !enter_sandbox() {
+        return Ok(());
+    }
+    let mut twins = Twins::new()?;
+    twins
+        .both(&[Op::AddBridge { name: name("br0") }, Op::SetMaster { dev: name("far0"), master: Some(name("br0")) }])?;
+    if let Err(error) = twins.netlink.apply(&Op::SetVlanFiltering { bridge: name("br0"), on: true }) {
+        assert!(error.to_string().contains("CONFIG_BRIDGE_VLAN_FILTERING"), "{error}");
+        let error = twins.netlink.apply(&Op::AddVlans(Vlans::one(name("far0"), 7))).unwrap_err();
+        assert!(error.to_string().starts_with("bridge vlan add dev far0 vid 7: "), "{error}");
+        assert_eq!(twins.netlink.vlans(&name("far0"))?, []);
+        writeln!(std::io::stderr(), "SKIPPED: this kernel's bridge knows nothing of VLANs")?;
+        return Ok(());
+    }
+    twins.both(&[
+        Op::SetVlanFiltering { bridge: name("br0"), on: true },
+        Op::AddVlans(Vlans { untagged: true, ..Vlans::one(name("far0"), 7) }),
+        Op::AddVlans(Vlans { last: 12, ..Vlans::one(name("far0"), 10) }),
+        Op::AddVlans(Vlans { on_bridge: true, ..Vlans::one(name("br0"), 7) }),
+        Op::DelVlans(Vlans::one(name("far0"), 1)),
+    ])?;
+    let vlans = twins.netlink.vlans(&name("far0"))?;
+    assert_eq!(vlans.iter().map(|vlan| vlan.first).collect::<Vec<_>>(), [7, 10, 11, 12]);
+    assert!(vlans[0].untagged && !vlans[1].untagged);
+    assert_eq!(Netlink::open_in(&twins.theirs)?.vlans(&name("far0"))?, vlans);
     Ok(())
 }
 

@@ -13,11 +13,14 @@ fn link(index: u32, name: &str) -> Link {
         up: true,
         carrier: true,
         promiscuous: false,
+        all_multicast: false,
+        tx_queue_packets: 1000,
         master: None,
         alias: None,
         kind: LinkKind::Veth,
         peer_index: None,
         hairpin: None,
+        isolated: None,
         statistics: LinkStatistics::default(),
     }
 }

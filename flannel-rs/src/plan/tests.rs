@@ -83,11 +83,14 @@ fn link(device: &Device) -> Link {
         up: true,
         carrier: true,
         promiscuous: false,
+        all_multicast: false,
+        tx_queue_packets: 1000,
         master: None,
         alias: None,
         kind: LinkKind::Vxlan(device.to_vxlan()),
         peer_index: None,
         hairpin: None,
+        isolated: None,
         statistics: LinkStatistics::default(),
     }
 }

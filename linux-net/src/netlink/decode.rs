@@ -7,8 +7,8 @@ use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{
-        InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage, MacVlanMode,
+        AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridgePort, InfoData, InfoKind, InfoMacVlan,
+        InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric},
@@ -16,7 +16,7 @@ use netlink_packet_route::{
 
 use super::{
     Address, FdbEntry, FdbOwner, Link, LinkKind, LinkStatistics, Macvlan, MacvlanMode, Neighbour, NeighbourState,
-    Route, RouteKind, RouteScope, Vxlan,
+    Route, RouteKind, RouteScope, Vlans, Vxlan,
 };
 use crate::{
     error::{Error, Result},
@@ -73,11 +73,14 @@ pub(super) fn link(message: &LinkMessage, names: &Names) -> Result<Link> {
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         promiscuous: flags.contains(LinkFlags::Promisc),
+        all_multicast: flags.contains(LinkFlags::Allmulti),
+        tx_queue_packets: 0,
         master: None,
         alias: None,
         kind: if flags.contains(LinkFlags::Loopback) { LinkKind::Loopback } else { LinkKind::Other(String::new()) },
         peer_index: None,
         hairpin: None,
+        isolated: None,
         statistics: LinkStatistics::default(),
         name,
     };
@@ -85,6 +88,7 @@ pub(super) fn link(message: &LinkMessage, names: &Names) -> Result<Link> {
         match attribute {
             LinkAttribute::Address(bytes) => link.mac = mac(bytes),
             LinkAttribute::Mtu(mtu) => link.mtu_bytes = *mtu,
+            LinkAttribute::TxQueueLen(packets) => link.tx_queue_packets = *packets,
             LinkAttribute::Controller(index) => link.master = names.get(*index),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             // 0: while a veth is made, the second end is not there yet.
@@ -124,10 +128,13 @@ fn read_info(link: &mut Link, infos: &[LinkInfo], names: &Names) {
                 }
             }
             LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
-                link.hairpin = data.iter().find_map(|attribute| match attribute {
-                    InfoBridgePort::HairpinMode(on) => Some(*on),
-                    _ => None,
-                });
+                for attribute in data {
+                    match attribute {
+                        InfoBridgePort::HairpinMode(on) => link.hairpin = Some(*on),
+                        InfoBridgePort::Isolated(on) => link.isolated = Some(*on),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -163,6 +170,23 @@ fn macvlan(link: &Link, data: &[InfoMacVlan], names: &Names) -> Option<Macvlan> 
     })?;
     let parent = names.get(link.peer_index?)?;
     Some(Macvlan { name: link.name.clone(), parent, mode, netns: None, mac: link.mac })
+}
+
+/// The VLANs of a port, from the answer to a request of the bridge's own family; each one alone.
+pub(super) fn vlans(message: &LinkMessage, dev: &IfName) -> Vec<Vlans> {
+    let specifications = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::AfSpecBridge(specification) => Some(specification),
+        _ => None,
+    });
+    let vlans = specifications.flatten().filter_map(|attribute| match attribute {
+        AfSpecBridge::VlanInfo(info) => Some(info),
+        _ => None,
+    });
+    let to_vlans = |info: &BridgeVlanInfo| Vlans {
+        untagged: info.flags.contains(BridgeVlanInfoFlags::Untagged | BridgeVlanInfoFlags::Pvid),
+        ..Vlans::one(dev.clone(), info.vid)
+    };
+    vlans.map(to_vlans).collect()
 }
 
 fn mac(bytes: &[u8]) -> Option<MacAddr> {

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::{
-    FdbEntry, FdbOwner, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth, Vxlan,
+    FdbEntry, FdbOwner, MacvlanMode, Neighbour, NeighbourState, Op, Qdisc, Route, RouteKind, RouteScope, Veth, Vlans,
+    Vxlan,
 };
 
 impl fmt::Display for Op {
@@ -25,6 +26,30 @@ impl fmt::Display for Op {
                 write_some(f, "netns", macvlan.netns.as_ref().map(crate::NetNs::argument))?;
                 write!(f, " type macvlan mode {mode}")
             }
+            Op::AddIfb(ifb) => {
+                write!(f, "ip link add {}", ifb.name)?;
+                write_some(f, "mtu", ifb.mtu_bytes)?;
+                write_some(f, "txqueuelen", ifb.tx_queue_packets)?;
+                f.write_str(" type ifb")
+            }
+            Op::SetAllMulticast { dev, on } => write!(f, "ip link set {dev} allmulticast {}", on_off(on)),
+            Op::SetTxQueueLength { dev, packets } => write!(f, "ip link set {dev} txqueuelen {packets}"),
+            Op::SetIsolated { dev, on } => write!(f, "bridge link set dev {dev} isolated {}", on_off(on)),
+            Op::SetVlanFiltering { bridge, on } => {
+                write!(f, "ip link set {bridge} type bridge vlan_filtering {}", u8::from(*on))
+            }
+            Op::AddVlans(vlans) => write_vlans("add", vlans, f),
+            Op::DelVlans(vlans) => write_vlans("del", vlans, f),
+            Op::AddQdisc { dev, qdisc } => write!(f, "tc qdisc add dev {dev} {qdisc}"),
+            Op::DelQdisc { dev, qdisc: Qdisc::Ingress } => write!(f, "tc qdisc del dev {dev} ingress"),
+            Op::DelQdisc { dev, qdisc: Qdisc::TokenBucket(_) | Qdisc::Other(_) } => {
+                write!(f, "tc qdisc del dev {dev} root")
+            }
+            Op::AddRedirect { dev, to } => write!(
+                f,
+                "tc filter add dev {dev} parent ffff: prio 1 protocol all u32 match u32 0 0 flowid 1:1 \
+                 action mirred egress redirect dev {to}"
+            ),
             Op::DelLink { name } => write!(f, "ip link del {name}"),
             Op::SetUp { dev } => write!(f, "ip link set {dev} up"),
             Op::SetDown { dev } => write!(f, "ip link set {dev} down"),
@@ -84,6 +109,17 @@ fn add_vxlan(vxlan: &Vxlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     write_some(f, "dev", vxlan.dev.as_ref())?;
     write!(f, " dstport {} {}learning", vxlan.port, if vxlan.learning { "" } else { "no" })?;
     if vxlan.gbp { f.write_str(" gbp") } else { Ok(()) }
+}
+
+fn write_vlans(verb: &str, vlans: &Vlans, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "bridge vlan {verb} dev {} vid {}", vlans.dev, vlans.first)?;
+    if vlans.last != vlans.first {
+        write!(f, "-{}", vlans.last)?;
+    }
+    if vlans.untagged {
+        f.write_str(" pvid untagged")?;
+    }
+    if vlans.on_bridge { f.write_str(" self") } else { Ok(()) }
 }
 
 fn write_route(verb: &str, route: &Route, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -190,6 +226,12 @@ mod tests {
             (Op::SetMaster { dev: dev(), master: None }, "ip link set eth0 nomaster"),
             (Op::SetAlias { dev: dev(), alias: "it's".into() }, r"ip link set eth0 alias 'it'\''s'"),
             (Op::SetHairpin { dev: dev(), on: true }, "bridge link set dev eth0 hairpin on"),
+            (
+                Op::AddVlans(Vlans { last: 20, untagged: true, on_bridge: true, ..Vlans::one(dev(), 10) }),
+                "bridge vlan add dev eth0 vid 10-20 pvid untagged self",
+            ),
+            (Op::DelVlans(Vlans::one(dev(), 1)), "bridge vlan del dev eth0 vid 1"),
+            (Op::SetVlanFiltering { bridge: dev(), on: true }, "ip link set eth0 type bridge vlan_filtering 1"),
             (Op::AddRoute(Route::to("0.0.0.0/0".parse().unwrap()).dev(dev())), "ip route add default dev eth0"),
             (
                 Op::ReplaceRoute(route.onlink().protocol(77)),

@@ -10,15 +10,17 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
-        InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
-        LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
+        AfSpecBridge, BridgeFlag, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+        InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        MacVlanMode,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
     route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric},
 };
 
 use super::{
-    FdbEntry, FdbOwner, Macvlan, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth, Vxlan,
+    FdbEntry, FdbOwner, Macvlan, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth, Vlans,
+    Vxlan, traffic,
 };
 use crate::name::IfName;
 
@@ -37,6 +39,15 @@ pub(super) fn message(op: &Op, index: &dyn Fn(&IfName) -> Index) -> (RouteNetlin
         Op::AddVeth(veth) => add_veth(veth),
         Op::AddVxlan(vxlan) => add_vxlan(vxlan, index),
         Op::AddMacvlan(macvlan) => add_macvlan(macvlan, index),
+        Op::AddIfb(ifb) => {
+            let queue = ifb.tx_queue_packets.map(LinkAttribute::TxQueueLen);
+            new_link(
+                &ifb.name,
+                InfoKind::Ifb,
+                None,
+                ifb.mtu_bytes.map(LinkAttribute::Mtu).into_iter().chain(queue).collect(),
+            )
+        }
         Op::DelLink { name } => (RouteNetlinkMessage::DelLink(link_named(name)), NLM_F_ACK),
         Op::SetUp { dev } => set_flag(dev, LinkFlags::Up, true),
         Op::SetDown { dev } => set_flag(dev, LinkFlags::Up, false),
@@ -46,13 +57,28 @@ pub(super) fn message(op: &Op, index: &dyn Fn(&IfName) -> Index) -> (RouteNetlin
         Op::SetMac { dev, mac } => set_link(dev, LinkAttribute::Address(mac.octets().to_vec())),
         Op::SetAlias { dev, alias } => set_link(dev, LinkAttribute::IfAlias(alias.clone())),
         Op::SetNetNs { dev, netns } => set_link(dev, LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd())),
-        Op::SetHairpin { dev, on } => set_link(
-            dev,
+        Op::SetAllMulticast { dev, on } => set_flag(dev, LinkFlags::Allmulti, *on),
+        Op::SetTxQueueLength { dev, packets } => set_link(dev, LinkAttribute::TxQueueLen(*packets)),
+        Op::SetHairpin { dev, on } => set_port(dev, InfoBridgePort::HairpinMode(*on)),
+        Op::SetIsolated { dev, on } => set_port(dev, InfoBridgePort::Isolated(*on)),
+        Op::SetVlanFiltering { bridge, on } => set_link(
+            bridge,
             LinkAttribute::LinkInfo(vec![
-                LinkInfo::PortKind(InfoPortKind::Bridge),
-                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(*on)])),
+                LinkInfo::Kind(InfoKind::Bridge),
+                LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(*on)])),
             ]),
         ),
+        Op::AddVlans(vlans) => (RouteNetlinkMessage::SetLink(vlans_message(vlans, index)), NLM_F_ACK),
+        Op::DelVlans(vlans) => (RouteNetlinkMessage::DelLink(vlans_message(vlans, index)), NLM_F_ACK),
+        Op::AddQdisc { dev, qdisc } => {
+            (RouteNetlinkMessage::NewQueueDiscipline(traffic::qdisc_message(index(dev), qdisc)), CREATE)
+        }
+        Op::DelQdisc { dev, qdisc } => {
+            (RouteNetlinkMessage::DelQueueDiscipline(traffic::qdisc_message(index(dev), qdisc)), NLM_F_ACK)
+        }
+        Op::AddRedirect { dev, to } => {
+            (RouteNetlinkMessage::NewTrafficFilter(traffic::redirect_message(index(dev), index(to))), CREATE)
+        }
         Op::Rename { dev, name } => {
             // The new name stands where the old one would, so the link is meant by its number.
             let mut message = LinkMessage::default();
@@ -94,6 +120,41 @@ fn set_link(dev: &IfName, attribute: LinkAttribute) -> (RouteNetlinkMessage, u16
         return (RouteNetlinkMessage::NewLink(message), NLM_F_ACK);
     }
     (RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
+}
+
+fn set_port(port: &IfName, setting: InfoBridgePort) -> (RouteNetlinkMessage, u16) {
+    set_link(
+        port,
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![setting])),
+        ]),
+    )
+}
+
+/// A message of the bridge's own family, which knows links by their number only.
+fn vlans_message(vlans: &Vlans, index: &dyn Fn(&IfName) -> Index) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.interface_family = AddressFamily::Bridge;
+    message.header.index = index(&vlans.dev);
+    let flags = if vlans.untagged {
+        BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged
+    } else {
+        BridgeVlanInfoFlags::empty()
+    };
+    let mut specification = Vec::new();
+    if vlans.on_bridge {
+        specification.push(AfSpecBridge::Flags(BridgeFlag::LowerDev));
+    }
+    let vlan = |vid, flags| AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid });
+    if vlans.first == vlans.last {
+        specification.push(vlan(vlans.first, flags));
+    } else {
+        specification.push(vlan(vlans.first, flags | BridgeVlanInfoFlags::RangeBegin));
+        specification.push(vlan(vlans.last, flags | BridgeVlanInfoFlags::RangeEnd));
+    }
+    message.attributes.push(LinkAttribute::AfSpecBridge(specification));
+    message
 }
 
 fn set_flag(dev: &IfName, flag: LinkFlags, on: bool) -> (RouteNetlinkMessage, u16) {
@@ -287,12 +348,23 @@ impl Op {
             Op::AddVxlan(vxlan) => vxlan.dev.iter().collect(),
             Op::AddMacvlan(macvlan) => vec![&macvlan.parent],
             Op::SetMaster { master, .. } => master.iter().collect(),
-            Op::Rename { dev, .. } | Op::AddAddress { dev, .. } | Op::DelAddress { dev, .. } => vec![dev],
+            Op::AddVlans(vlans) | Op::DelVlans(vlans) => vec![&vlans.dev],
+            Op::AddRedirect { dev, to } => vec![dev, to],
+            Op::AddQdisc { dev, .. }
+            | Op::DelQdisc { dev, .. }
+            | Op::Rename { dev, .. }
+            | Op::AddAddress { dev, .. }
+            | Op::DelAddress { dev, .. } => vec![dev],
             Op::AddRoute(route) | Op::ReplaceRoute(route) | Op::DelRoute(route) => route.dev.iter().collect(),
             Op::ReplaceNeighbour(entry) | Op::DelNeighbour(entry) => vec![&entry.dev],
             Op::AppendFdb(entry) | Op::ReplaceFdb(entry) | Op::DelFdb(entry) => vec![&entry.dev],
             Op::AddBridge { .. }
             | Op::AddVeth(_)
+            | Op::AddIfb(_)
+            | Op::SetAllMulticast { .. }
+            | Op::SetTxQueueLength { .. }
+            | Op::SetIsolated { .. }
+            | Op::SetVlanFiltering { .. }
             | Op::DelLink { .. }
             | Op::SetUp { .. }
             | Op::SetDown { .. }

@@ -7,6 +7,10 @@ use crate::name::{IfName, MacAddr};
 
 /// A network interface, as `ip -d link show` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the link that can be set or not, whatever the others are"
+)]
 pub struct Link {
     /// The kernel's number for it, unique in its namespace.
     pub index: u32,
@@ -22,6 +26,10 @@ pub struct Link {
     pub carrier: bool,
     /// Whether it takes frames for anybody's address (`IFF_PROMISC`).
     pub promiscuous: bool,
+    /// Whether it takes frames for every multicast group (`IFF_ALLMULTI`).
+    pub all_multicast: bool,
+    /// How many packets may wait in its queue.
+    pub tx_queue_packets: u32,
     /// The bridge it is a port of.
     pub master: Option<IfName>,
     /// The text an administrator or a program marked it with.
@@ -32,6 +40,8 @@ pub struct Link {
     pub peer_index: Option<u32>,
     /// Whether, as a port of a bridge, it may send a frame back where it came from; `None` when not a port.
     pub hairpin: Option<bool>,
+    /// Whether, as a port of a bridge, it may not talk to other ports of which the same is true; `None` when not a port.
+    pub isolated: Option<bool>,
     /// What went through it so far.
     pub statistics: LinkStatistics,
 }

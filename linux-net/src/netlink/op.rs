@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::traffic::Qdisc;
 use crate::{
     name::{IfName, MacAddr, Vni},
     netns::NetNs,
@@ -25,6 +26,8 @@ pub enum Op {
     AddVxlan(Vxlan),
     /// Creates a macvlan device: a second MAC address on another device.
     AddMacvlan(Macvlan),
+    /// Creates an intermediate functional block: a link that exists only to have a queue.
+    AddIfb(Ifb),
     /// Deletes a link; of a veth, both ends.
     DelLink {
         /// The link.
@@ -81,6 +84,59 @@ pub enum Op {
         dev: IfName,
         /// On or off.
         on: bool,
+    },
+    /// Lets a link take frames for every multicast group.
+    SetAllMulticast {
+        /// The link.
+        dev: IfName,
+        /// On or off.
+        on: bool,
+    },
+    /// Sets how many packets may wait in a link's queue.
+    SetTxQueueLength {
+        /// The link.
+        dev: IfName,
+        /// How many.
+        packets: u32,
+    },
+    /// Forbids a port of a bridge to talk to other ports that are forbidden it.
+    SetIsolated {
+        /// The port.
+        dev: IfName,
+        /// On or off.
+        on: bool,
+    },
+    /// Lets a bridge look at the VLAN tags of frames.
+    SetVlanFiltering {
+        /// The bridge.
+        bridge: IfName,
+        /// On or off.
+        on: bool,
+    },
+    /// Lets frames of some VLANs through a port of a bridge, or through the bridge's own.
+    AddVlans(Vlans),
+    /// Takes VLANs from a port again.
+    DelVlans(Vlans),
+    /// Gives a link a queueing discipline.
+    AddQdisc {
+        /// The link.
+        dev: IfName,
+        /// The discipline.
+        qdisc: Qdisc,
+    },
+    /// Takes a queueing discipline from a link, with its filters.
+    DelQdisc {
+        /// The link.
+        dev: IfName,
+        /// The discipline.
+        qdisc: Qdisc,
+    },
+    /// Sends everything that a link receives through another one. The link needs [`Qdisc::Ingress`].
+    AddRedirect {
+        /// The link that receives.
+        dev: IfName,
+        /// The link that sends.
+        to: IfName,
     },
     /// Renames a link, which must be down.
     Rename {
@@ -232,6 +288,40 @@ pub enum MacvlanMode {
     Bridge,
     /// There is only one, and it takes the parent's place.
     Passthru,
+}
+
+/// An intermediate functional block. Its queue is what it is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ifb {
+    /// The device.
+    pub name: IfName,
+    /// The MTU in bytes; 1500 when `None`.
+    pub mtu_bytes: Option<u32>,
+    /// How many packets may wait in its queue; 32 when `None`.
+    pub tx_queue_packets: Option<u32>,
+}
+
+/// A range of VLANs on a port of a bridge.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vlans {
+    /// The port, or the bridge.
+    pub dev: IfName,
+    /// The first VLAN of the range, 1 to 4094.
+    pub first: u16,
+    /// The last VLAN of the range.
+    pub last: u16,
+    /// Whether frames without a tag are of this VLAN, and its frames leave without one.
+    pub untagged: bool,
+    /// Whether `dev` is a bridge, and its own port is meant (`self`).
+    pub on_bridge: bool,
+}
+
+impl Vlans {
+    /// Describes one VLAN whose frames bear tags.
+    #[must_use]
+    pub fn one(dev: IfName, vlan: u16) -> Self {
+        Self { dev, first: vlan, last: vlan, untagged: false, on_bridge: false }
+    }
 }
 
 /// A route.
