@@ -43,7 +43,9 @@ mod tests {
                 .map(|entry| entry.unwrap().file_name().into_string().unwrap())
                 .collect();
             names.sort();
-            assert_eq!(names, ["bridge", "cnitool", "flannel", "host-local", "loopback"]);
+            let mut wanted: Vec<_> = plugin::names().chain(["cnitool"]).collect();
+            wanted.sort_unstable();
+            assert_eq!(names, wanted);
             assert_eq!(fs::read_link(dir.path().join("bridge")).unwrap(), binary);
         }
     }

@@ -150,6 +150,8 @@ pub mod flannel;
 
 pub mod loopback;
 
+pub mod tuning;
+
 pub mod attachment;
 pub mod file;
 pub mod namespace;

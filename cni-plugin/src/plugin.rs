@@ -17,6 +17,7 @@ use crate::flannel::Flannel;
 use crate::host_local::HostLocal;
 use crate::loopback::Loopback;
 use crate::result::CniResult;
+use crate::tuning::Tuning;
 use crate::version::{SpecVersion, version_answer};
 
 /// One CNI plugin. Each method serves one command; both arguments have been checked as far as the protocol goes.
@@ -61,12 +62,12 @@ pub trait Plugin: Sync {
 }
 
 /// The plugins of this binary; a further one is a further line here and a module.
-static PLUGINS: [&dyn Plugin; 4] = [&Flannel, &Bridge, &HostLocal, &Loopback];
+static PLUGINS: &[&dyn Plugin] = &[&Flannel, &Bridge, &HostLocal, &Loopback, &Tuning];
 
 /// The plugin of that name, if it is one of ours.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static dyn Plugin> {
-    PLUGINS.into_iter().find(|plugin| plugin.name() == name)
+    PLUGINS.iter().copied().find(|plugin| plugin.name() == name)
 }
 
 /// The names of all plugins of this binary.
