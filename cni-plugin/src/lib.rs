@@ -150,6 +150,7 @@ pub mod flannel;
 
 pub mod loopback;
 
+pub mod bandwidth;
 pub mod tuning;
 
 pub mod attachment;

@@ -9,6 +9,7 @@
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
+use crate::bandwidth::Bandwidth;
 use crate::bridge::Bridge;
 use crate::conf::Conf;
 use crate::env::{Command, Environment, Variables};
@@ -62,7 +63,7 @@ pub trait Plugin: Sync {
 }
 
 /// The plugins of this binary; a further one is a further line here and a module.
-static PLUGINS: &[&dyn Plugin] = &[&Flannel, &Bridge, &HostLocal, &Loopback, &Tuning];
+static PLUGINS: &[&dyn Plugin] = &[&Flannel, &Bridge, &HostLocal, &Loopback, &Tuning, &Bandwidth];
 
 /// The plugin of that name, if it is one of ours.
 #[must_use]
