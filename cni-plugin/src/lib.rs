@@ -153,9 +153,12 @@ pub mod loopback;
 pub mod bandwidth;
 pub mod tuning;
 
+pub mod portmap;
+
 pub mod attachment;
 pub mod file;
 pub mod namespace;
+pub mod nftables;
 
 pub mod runtime;
 

@@ -1,0 +1,230 @@
+//! The table `cni`, which bridge, portmap and firewall share: one in family `ip`, one in family `ip6`.
+//!
+//! The Go plugins make a chain for every container. Here the rules are the same for all containers, and look into sets and maps; a container
+//! is some *elements* of these. Looking an address up costs the same for one container as for a thousand, an ADD is one transaction, and
+//! what a container leaves is found by the remark of its elements ([`crate::attachment`]). `nft list ruleset` shows all of it.
+
+pub mod foreign;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use linux_net::nft::{Batch, Element, Family, Field, Nft, Op, Set, Table, Type, Value};
+
+use crate::attachment::Mark;
+use crate::error::{Code, Error, Result};
+
+/// The name of our tables.
+pub const TABLE: &str = "cni";
+
+/// How often a transaction is tried again when others change the same elements at the same time.
+const ATTEMPTS: usize = 5;
+
+/// One family's words: its table, its type of addresses, its fields of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Words {
+    /// The table `cni` of the family.
+    pub table: Table,
+    /// `ipv4_addr` or `ipv6_addr`.
+    pub address: Type,
+    /// `ip saddr` or `ip6 saddr`.
+    pub source: Field,
+    /// `ip daddr` or `ip6 daddr`.
+    pub destination: Field,
+}
+
+impl Words {
+    /// IPv4.
+    #[must_use]
+    pub fn ipv4() -> Self {
+        Self {
+            table: Table::new(Family::Ip, TABLE),
+            address: Type::Ipv4Addr,
+            source: Field::IpSaddr,
+            destination: Field::IpDaddr,
+        }
+    }
+
+    /// IPv6.
+    #[must_use]
+    pub fn ipv6() -> Self {
+        Self {
+            table: Table::new(Family::Ip6, TABLE),
+            address: Type::Ipv6Addr,
+            source: Field::Ip6Saddr,
+            destination: Field::Ip6Daddr,
+        }
+    }
+
+    /// The family of an address.
+    #[must_use]
+    pub fn of(address: &IpNet) -> Self {
+        if matches!(address, IpNet::V4(_)) { Self::ipv4() } else { Self::ipv6() }
+    }
+}
+
+/// An address as an element holds it.
+#[must_use]
+pub fn host(address: IpAddr) -> Value {
+    match address {
+        IpAddr::V4(address) => Value::Ipv4(address),
+        IpAddr::V6(address) => Value::Ipv6(address),
+    }
+}
+
+/// A network as an element holds it; one of a single address is read back as that address.
+#[must_use]
+pub fn network(net: &IpNet) -> Value {
+    match net.trunc() {
+        net if net.prefix_len() == net.max_prefix_len() => host(net.addr()),
+        IpNet::V4(net) => Value::Ipv4Net(net),
+        IpNet::V6(net) => Value::Ipv6Net(net),
+    }
+}
+
+/// Elements that one attachment wants in one set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The set or map.
+    pub set: Set,
+    /// The elements, still without a remark.
+    pub elements: Vec<Element>,
+}
+
+/// An element that is in the way of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// The element, with the remark whose it is.
+    pub element: Element,
+}
+
+/// Makes `frame` (tables, sets, chains, rules) and adds the elements with their mark's remark, all in one transaction.
+///
+/// What is in the way goes when it is the same attachment's, left by an ADD without a DEL, or when `gives_way` says so; anything else is the
+/// `Err` inside.
+///
+/// # Errors
+///
+/// Code 100 when the kernel refuses for another reason.
+pub fn claim(
+    frame: &Batch,
+    claims: &[Claim],
+    mark: &Mark,
+    gives_way: impl Fn(&Element) -> bool,
+) -> Result<Result<(), Taken>> {
+    let mut batch = frame.clone();
+    batch.extend(claims.iter().filter(|claim| !claim.elements.is_empty()).map(|claim| Op::CreateElements {
+        set: claim.set.clone(),
+        elements: claim.elements.iter().map(|element| element.clone().with_comment(mark.as_str())).collect(),
+    }));
+    let mut nft = Nft::open()?;
+    for _ in 0..ATTEMPTS {
+        match nft.commit(&batch) {
+            Err(error) if error.is_exists() => {}
+            other => return Ok(Ok(other?)),
+        }
+        let mut make_room = Batch::new();
+        for claim in claims {
+            let mut in_the_way = elements(&mut nft, &claim.set)?;
+            in_the_way.retain(|there| claim.elements.iter().any(|wanted| wanted.key == there.key));
+            let is_ours = |there: &Element| there.comment.as_deref() == Some(mark.as_str()) || gives_way(there);
+            if let Some(element) = in_the_way.iter().find(|there| !is_ours(there)) {
+                return Ok(Err(Taken { element: element.clone() }));
+            }
+            if !in_the_way.is_empty() {
+                make_room.push(Op::DelElements { set: claim.set.clone(), elements: in_the_way });
+            }
+        }
+        commit_unless_gone(&mut nft, &make_room)?;
+    }
+    Err(contended())
+}
+
+/// Deletes the elements whose remark says so, in one transaction, and returns them.
+///
+/// # Errors
+///
+/// Code 100 when the kernel refuses.
+pub fn release(sets: &[Set], is_doomed: impl Fn(&str) -> bool) -> Result<Vec<Element>> {
+    let mut nft = Nft::open()?;
+    for _ in 0..ATTEMPTS {
+        let mut batch = Batch::new();
+        let mut released = Vec::new();
+        for set in sets {
+            let mut found = elements(&mut nft, set)?;
+            found.retain(|element| element.comment.as_deref().is_some_and(&is_doomed));
+            if !found.is_empty() {
+                batch.push(Op::DelElements { set: set.clone(), elements: found.clone() });
+                released.extend(found);
+            }
+        }
+        if commit_unless_gone(&mut nft, &batch)? {
+            return Ok(released);
+        }
+    }
+    Err(contended())
+}
+
+/// Compares with what an ADD would make: every element with its remark, and every chain of `frame` with as many rules.
+///
+/// # Errors
+///
+/// Code 102 with the first thing that is missing, as the `nft` command that would add it.
+pub fn check(frame: &Batch, claims: &[Claim], mark: &Mark) -> Result<()> {
+    let mut nft = Nft::open()?;
+    for claim in claims {
+        let there = elements(&mut nft, &claim.set)?;
+        for wanted in &claim.elements {
+            let wanted = wanted.clone().with_comment(mark.as_str());
+            if !there.contains(&wanted) {
+                let missing = Op::AddElements { set: claim.set.clone(), elements: vec![wanted] };
+                return Err(Error::check(format!("expected element is not there: nft {missing}")));
+            }
+        }
+    }
+    for op in &frame.0 {
+        let Op::AddRule(rule) = op else { continue };
+        let is_like_it =
+            |other: &Op| matches!(other, Op::AddRule(other) if other.table == rule.table && other.chain == rule.chain);
+        let wanted = frame.0.iter().filter(|other| is_like_it(other)).count();
+        let there = nft.rules(&rule.table)?.iter().filter(|there| there.chain == rule.chain).count();
+        if there < wanted {
+            return Err(Error::check(format!("expected rule is not there: nft {op}")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether nftables answers at all, for STATUS.
+///
+/// # Errors
+///
+/// Code 50 with the reason when it does not.
+pub fn status() -> Result<()> {
+    let answer = Nft::open().and_then(|mut nft| nft.generation());
+    answer.map(drop).map_err(|error| Error::new(Code::Unavailable, format!("nftables does not answer: {error}")))
+}
+
+/// The elements of a set; none when it is not there.
+///
+/// # Errors
+///
+/// Code 100 when the kernel refuses.
+pub fn elements(nft: &mut Nft, set: &Set) -> Result<Vec<Element>> {
+    match nft.elements(set) {
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        other => Ok(other?),
+    }
+}
+
+/// Commits deletions; `false` when somebody else was faster with one of them, so that nothing was changed.
+fn commit_unless_gone(nft: &mut Nft, deletions: &Batch) -> Result<bool> {
+    match nft.commit(deletions) {
+        Err(error) if error.is_not_found() => Ok(false),
+        other => Ok(other.map(|()| true)?),
+    }
+}
+
+fn contended() -> Error {
+    Error::new(Code::TryAgain, format!("others change the table {TABLE} all the time"))
+}
