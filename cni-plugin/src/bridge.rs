@@ -30,6 +30,7 @@ use crate::env::{Command, Environment};
 use crate::error::Result;
 use crate::namespace;
 use crate::plugin::Plugin;
+use crate::pod;
 use crate::result::CniResult;
 
 /// The plugin.
@@ -64,7 +65,7 @@ impl Plugin for Bridge {
                 let ifname = env.ifname()?;
                 addresses.extend(pod.addresses()?.into_iter().filter(|a| a.dev == *ifname).map(|a| a.address));
             }
-            link::remove(&mut pod, env.ifname()?)?;
+            pod::remove(&mut pod, env.ifname()?)?;
         }
         // Only now: an address that is free must not be on an interface any more.
         ipam(&config, Command::Del, env, conf)?;

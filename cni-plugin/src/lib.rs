@@ -159,6 +159,7 @@ pub mod attachment;
 pub mod file;
 pub mod namespace;
 pub mod nftables;
+pub mod pod;
 
 pub mod runtime;
 

@@ -79,13 +79,6 @@ pub fn bridge_address(config: &Config, wanted: IpNet, present: &[IpNet]) -> Resu
     Ok(BridgeAddress::Add { instead_of })
 }
 
-/// The next hop of a route in the container: its own, or else the gateway of the first address of its family.
-#[must_use]
-pub fn next_hop(route: &Route, result: &CniResult) -> Option<IpAddr> {
-    let same_family = |ip: &&crate::result::IpConfig| is_ipv4(&ip.address) == is_ipv4(&route.dst);
-    route.gw.or_else(|| result.ips.iter().filter(same_family).find_map(|ip| ip.gateway))
-}
-
 /// `0.0.0.0/0` or `::/0`.
 #[must_use]
 pub fn default_net(is_ipv4: bool) -> IpNet {
@@ -174,14 +167,5 @@ mod tests {
             bridge_address(&config(true, false), wanted, &present).unwrap(),
             BridgeAddress::Add { instead_of: Vec::new() }
         );
-    }
-
-    #[test]
-    fn a_route_without_next_hop_goes_through_the_gateway_of_its_family() {
-        let result = ipam(&json!({
-            "ips": [{"address": "fd00::9/64", "gateway": "fd00::1"}, {"address": "10.1.2.9/24", "gateway": "10.1.2.1"}],
-        }));
-        let route = Route::new("11.0.0.0/8".parse().unwrap(), None);
-        assert_eq!(next_hop(&route, &result), Some("10.1.2.1".parse().unwrap()));
     }
 }
