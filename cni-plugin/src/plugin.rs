@@ -17,7 +17,10 @@ use crate::error::{Code, Error, Result};
 use crate::flannel::Flannel;
 use crate::host_local::HostLocal;
 use crate::loopback::Loopback;
+use crate::portmap::Portmap;
+use crate::ptp::Ptp;
 use crate::result::CniResult;
+use crate::static_ipam::Static;
 use crate::tuning::Tuning;
 use crate::version::{SpecVersion, version_answer};
 
@@ -63,7 +66,7 @@ pub trait Plugin: Sync {
 }
 
 /// The plugins of this binary; a further one is a further line here and a module.
-static PLUGINS: &[&dyn Plugin] = &[&Flannel, &Bridge, &HostLocal, &Loopback, &Tuning, &Bandwidth];
+static PLUGINS: &[&dyn Plugin] = &[&Flannel, &Bridge, &HostLocal, &Loopback, &Tuning, &Bandwidth, &Ptp, &Static];
 
 /// The plugin of that name, if it is one of ours.
 #[must_use]
