@@ -143,8 +143,10 @@ pub mod delegate;
 pub mod plugin;
 
 pub mod host_local;
+pub mod static_ipam;
 
 pub mod bridge;
+pub mod ptp;
 
 pub mod flannel;
 

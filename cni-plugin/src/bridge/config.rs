@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::conf::Conf;
 use crate::env::{Environment, parse_ifname};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 
 /// The configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,12 +79,7 @@ impl Config {
             }
         }
         let net: NetConf = conf.read()?;
-        if let Some(backend) = net.ip_masq_backend.filter(|backend| !matches!(backend.as_str(), "" | "nftables")) {
-            let msg = format!(
-                "ipMasqBackend \"{backend}\" is not supported by this bridge plugin; it masquerades with nftables"
-            );
-            return Err(Error::new(Code::UnsupportedField, msg));
-        }
+        check_masq_backend("bridge", net.ip_masq_backend.as_deref())?;
         if net.hairpin_mode && net.promisc_mode {
             return Err(Error::config("cannot set hairpin mode and promiscuous mode at the same time."));
         }
@@ -102,6 +97,21 @@ impl Config {
             mac: wanted_mac(env, conf)?,
             ipam: conf.ipam_type()?.to_owned(),
         })
+    }
+}
+
+/// `ipMasqBackend`: the Go plugins have two, of which iptables is the older and the default. Here both words mean the same rules, in nftables, so that a
+/// configuration need not be changed.
+///
+/// # Errors
+///
+/// Code 7 for another word.
+pub fn check_masq_backend(plugin: &str, backend: Option<&str>) -> Result<()> {
+    match backend {
+        None | Some("" | "iptables" | "nftables") => Ok(()),
+        Some(other) => Err(Error::config(format!(
+            "ipMasqBackend \"{other}\" is unknown to this {plugin} plugin; it masquerades with nftables"
+        ))),
     }
 }
 
@@ -136,6 +146,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::error::Code;
 
     fn read(mut conf: Value, args: &str) -> Result<Config> {
         conf["name"] = json!("n");
