@@ -66,7 +66,8 @@ pub trait Plugin: Sync {
 }
 
 /// The plugins of this binary; a further one is a further line here and a module.
-static PLUGINS: &[&dyn Plugin] = &[&Flannel, &Bridge, &HostLocal, &Loopback, &Tuning, &Bandwidth, &Ptp, &Static];
+static PLUGINS: &[&dyn Plugin] =
+    &[&Flannel, &Bridge, &HostLocal, &Loopback, &Portmap, &Tuning, &Bandwidth, &Ptp, &Static];
 
 /// The plugin of that name, if it is one of ours.
 #[must_use]
