@@ -6,97 +6,36 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use linux_net::testing::enter_sandbox;
 use serde_json::{Value, json};
-use support::{Call, files, go_plugins, install_ours, ip, netns, normalise, sh, succeeds};
+use support::twin::{Side, both, sides};
+use support::{Call, files, go_plugins, install_ours, ip, netns, succeeds};
 
-/// One of the two: its own "host", its own pod, its own directory.
-struct Side {
-    plugins: PathBuf,
-    host: String,
-    pod: String,
-    data: tempfile::TempDir,
-}
-
-impl Side {
-    fn new(plugins: &Path, name: &str) -> Self {
-        let side = Self {
-            plugins: plugins.to_owned(),
-            host: format!("{name}-host"),
-            pod: format!("{name}-pod"),
-            data: tempfile::tempdir().unwrap(),
-        };
-        netns(&side.host);
-        netns(&side.pod);
-        sh(&format!("ip -n {} link set lo up; ip -n {} link set lo up", side.host, side.pod));
-        side
+/// Everything that can be seen of a bridge from outside.
+fn state(side: &Side) -> Value {
+    let mut state = side.addresses_and_routes();
+    let ports = ip(&side.host, "-d link show type veth");
+    let ports = ports.as_array().unwrap().iter().map(|port| {
+        let data = &port["linkinfo"]["info_slave_data"];
+        json!({"master": port["master"], "mtu": port["mtu"], "hairpin": data["hairpin"], "state": data["state"]})
+    });
+    state["ports"] = ports.collect();
+    let bridge = ip(&side.host, "-d link show type bridge");
+    state["bridge"] = json!([bridge[0]["ifname"], bridge[0]["mtu"], bridge[0]["promiscuity"]]);
+    state["files"] = side.files("net");
+    let sysctls = [
+        ("host", "net/ipv4/ip_forward"),
+        ("host", "net/ipv6/conf/all/forwarding"),
+        ("pod", "net/ipv4/conf/eth0/arp_notify"),
+        ("pod", "net/ipv6/conf/eth0/accept_dad"),
+    ];
+    for (place, key) in sysctls {
+        let netns = if place == "host" { &side.host } else { &side.pod };
+        state[key] = side.shell(netns, &format!("cat /proc/sys/{key} 2>/dev/null || echo none"));
     }
-
-    fn call(&self, plugin: &str) -> Call {
-        let mut call = Call::new(&self.plugins, plugin, "c1", &Path::new("/run/netns").join(&self.pod));
-        call.host.clone_from(&self.host);
-        call
-    }
-
-    fn conf(&self, conf: &Value) -> Value {
-        let text = conf.to_string().replace("DATADIR", self.data.path().to_str().unwrap());
-        serde_json::from_str(&text).unwrap()
-    }
-
-    fn normal(&self, value: &Value) -> Value {
-        let data = self.data.path().to_str().unwrap();
-        normalise(value, &[(&self.pod, "POD"), (&self.host, "HOST"), (data, "DATADIR")])
-    }
-
-    /// Everything that can be seen from outside.
-    fn state(&self) -> Value {
-        let mut state = json!({});
-        for netns in [&self.host, &self.pod] {
-            for what in ["-4 addr", "-6 addr", "-4 route", "-6 route"] {
-                state[format!("{} {what}", self.normal(&json!(netns)))] = self.normal(&ip(netns, what));
-            }
-        }
-        let ports = ip(&self.host, "-d link show type veth");
-        let ports = ports.as_array().unwrap().iter().map(|port| {
-            let data = &port["linkinfo"]["info_slave_data"];
-            json!({"master": port["master"], "mtu": port["mtu"], "hairpin": data["hairpin"], "state": data["state"]})
-        });
-        state["ports"] = ports.collect();
-        let bridge = ip(&self.host, "-d link show type bridge");
-        state["bridge"] = json!([bridge[0]["ifname"], bridge[0]["mtu"], bridge[0]["promiscuity"]]);
-        state["files"] = json!(files(&self.data.path().join("net")));
-        let sysctls = [
-            ("host", "net/ipv4/ip_forward"),
-            ("host", "net/ipv6/conf/all/forwarding"),
-            ("pod", "net/ipv4/conf/eth0/arp_notify"),
-            ("pod", "net/ipv6/conf/eth0/accept_dad"),
-        ];
-        for (place, key) in sysctls {
-            let netns = if place == "host" { &self.host } else { &self.pod };
-            let line = format!("ip netns exec {netns} cat /proc/sys/{key} 2>/dev/null || echo none");
-            state[key] = json!(sh(&line).trim());
-        }
-        state
-    }
-}
-
-fn sides() -> (Side, Side, tempfile::TempDir) {
-    let ours = install_ours();
-    (Side::new(&go_plugins(), "go"), Side::new(ours.path(), "rust"), ours)
-}
-
-/// Sends one request to both and compares; gives both answers.
-fn both(go: &Side, rust: &Side, plugin: &str, command: &str, confs: [&Value; 2]) -> [Value; 2] {
-    let answers = [(go, confs[0]), (rust, confs[1])].map(|(side, conf)| side.call(plugin).run(command, conf));
-    let context = format!("{plugin} {command} {}\nGo: {:?}\nours: {:?}", confs[0], answers[0], answers[1]);
-    assert_eq!(answers[0].success, answers[1].success, "{context}");
-    if answers[0].success {
-        assert_eq!(go.normal(&answers[0].json), rust.normal(&answers[1].json), "{context}");
-    }
-    assert_eq!(go.state(), rust.state(), "{context}");
-    answers.map(|answer| answer.json)
+    state
 }
 
 /// The whole life of one attachment. The Go bridge's CHECK does not find a route whose next hop IPAM left open, which it
@@ -104,7 +43,7 @@ fn both(go: &Side, rust: &Side, plugin: &str, command: &str, confs: [&Value; 2])
 fn compare_life(conf: &Value, has_check: bool) {
     let (go, rust, _ours) = sides();
     let confs = [go.conf(conf), rust.conf(conf)];
-    let results = both(&go, &rust, "bridge", "ADD", [&confs[0], &confs[1]]);
+    let results = both([&go, &rust], "bridge", "ADD", [&confs[0], &confs[1]], state);
     if has_check {
         let checked: Vec<_> = confs
             .iter()
@@ -115,14 +54,13 @@ fn compare_life(conf: &Value, has_check: bool) {
                 conf
             })
             .collect();
-        both(&go, &rust, "bridge", "CHECK", [&checked[0], &checked[1]]);
+        both([&go, &rust], "bridge", "CHECK", [&checked[0], &checked[1]], state);
     }
     for _ in 0..2 {
-        both(&go, &rust, "bridge", "DEL", [&confs[0], &confs[1]]);
+        both([&go, &rust], "bridge", "DEL", [&confs[0], &confs[1]], state);
     }
-    for netns in [&go.host, &go.pod, &rust.host, &rust.pod] {
-        sh(&format!("ip netns del {netns}"));
-    }
+    go.remove();
+    rust.remove();
 }
 
 fn conf(version: &str, more: &Value, ipam: &Value) -> Value {
@@ -187,8 +125,8 @@ fn a_bridge_without_ipam_is_the_same() {
     let mut conf = conf("1.0.0", &json!({}), &json!({}));
     conf["ipam"] = json!({});
     let (go, rust, _ours) = sides();
-    both(&go, &rust, "bridge", "ADD", [&conf, &conf]);
-    both(&go, &rust, "bridge", "DEL", [&conf, &conf]);
+    both([&go, &rust], "bridge", "ADD", [&conf, &conf], state);
+    both([&go, &rust], "bridge", "DEL", [&conf, &conf], state);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What the tests share: calling plugins as a runtime does, and looking at the kernel through `ip -j`.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod twin;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
