@@ -49,6 +49,8 @@ pub enum Op {
     },
     /// Appends a rule to its chain.
     AddRule(Rule),
+    /// Puts a rule before all others of its chain.
+    InsertRule(Rule),
     /// Deletes a rule by the handle that [`Nft::rules`] tells.
     DelRule {
         /// The table it is in.

@@ -297,6 +297,24 @@ fn thirty_thousand_services_are_one_batch() -> Result<()> {
 }
 
 #[test]
+fn a_rule_is_inserted_before_all_others() -> Result<()> {
+    if !enter_sandbox() {
+        return Ok(());
+    }
+    let table = Table::new(Family::Ip, "order");
+    let rule = |statement: Statement| Rule::new(&table, "c", [statement]);
+    let listed = commit_both_ways(&Batch(vec![
+        Op::AddTable(table.clone()),
+        Op::AddChain(Chain::regular(&table, "c")),
+        Op::AddRule(rule(Statement::accept())),
+        Op::InsertRule(rule(Statement::drop())),
+    ]))?;
+    let position = |word: &str| listed.find(word).unwrap_or_else(|| panic!("{word} is missing in {listed}"));
+    assert!(position("drop") < position("accept"), "{listed}");
+    Ok(())
+}
+
+#[test]
 fn an_element_has_an_owner_and_is_created_once() -> Result<()> {
     if !enter_sandbox() {
         return Ok(());
@@ -324,6 +342,8 @@ fn a_foreign_rule_tells_its_target_and_what_it_compares_with() -> Result<()> {
     nft(&ns, &["-f", "-"], "table ip t { chain a { }; chain b { ip saddr 10.0.0.2 tcp dport 80 jump a; }; }")?;
     let rules = Nft::open_in(&ns)?.rules(&Table::new(Family::Ip, "t"))?;
     assert_eq!(rules.len(), 1);
+    assert_eq!(Nft::open_in(&ns)?.rules_of_chain(&Table::new(Family::Ip, "t"), "a")?, []);
+    assert_eq!(Nft::open_in(&ns)?.rules_of_chain(&Table::new(Family::Ip, "t"), "b")?, rules);
     assert_eq!(rules[0].target.as_deref(), Some("a"));
     assert_eq!(rules[0].constants, [vec![10, 0, 0, 2], vec![6], vec![0, 80]]);
     Ok(())

@@ -59,7 +59,7 @@ pub(super) fn tables_to_ask_about(batch: &Batch) -> Vec<Table> {
         .0
         .iter()
         .filter_map(|op| match op {
-            Op::AddRule(rule) => Some(rule),
+            Op::AddRule(rule) | Op::InsertRule(rule) => Some(rule),
             _ => None,
         })
         .filter(|rule| sets_of(rule).any(|set| !declared.contains_key(&(rule.table.clone(), set.to_owned()))))
@@ -165,12 +165,8 @@ impl Encoder {
             // Rules are deleted by what is said of them; of these, all that are in the chain.
             Op::FlushChain { table, chain } => self.del_rule(table, chain, None)?,
             Op::DelRule { table, chain, handle } => self.del_rule(table, chain, Some(*handle))?,
-            Op::AddRule(rule) => {
-                let sets = SetsOfTable { table: &rule.table, sets: &self.sets };
-                let mut object = compile(rule, &sets)?;
-                let header = self.header(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, &rule.table);
-                object.write(header, &mut self.scratch, &mut self.out);
-            }
+            Op::AddRule(rule) => self.rule(NLM_F_CREATE | NLM_F_APPEND, rule)?,
+            Op::InsertRule(rule) => self.rule(NLM_F_CREATE, rule)?,
             Op::AddSet(set) => self.add_set(set)?,
             Op::DelSet { table, set } => {
                 let header = self.header(NFT_MSG_DELSET, 0, table);
@@ -212,6 +208,14 @@ impl Encoder {
         if let Some(hook) = &chain.hook {
             add_hook(&mut object, chain.table.family, hook)?;
         }
+        object.write(header, &mut self.scratch, &mut self.out);
+        Ok(())
+    }
+
+    fn rule(&mut self, flags: u16, rule: &Rule) -> Result<()> {
+        let sets = SetsOfTable { table: &rule.table, sets: &self.sets };
+        let mut object = compile(rule, &sets)?;
+        let header = self.header(NFT_MSG_NEWRULE, flags, &rule.table);
         object.write(header, &mut self.scratch, &mut self.out);
         Ok(())
     }

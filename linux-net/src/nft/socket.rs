@@ -172,8 +172,24 @@ impl Nft {
     ///
     /// When the kernel refuses the dump.
     pub fn rules(&mut self, table: &Table) -> Result<Vec<RuleInfo>> {
+        self.rules_of(table, None)
+    }
+
+    /// Lists the rules of one chain: a table that others fill may have tens of thousands in other chains.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the dump.
+    pub fn rules_of_chain(&mut self, table: &Table, chain: &str) -> Result<Vec<RuleInfo>> {
+        self.rules_of(table, Some(chain))
+    }
+
+    fn rules_of(&mut self, table: &Table, chain: Option<&str>) -> Result<Vec<RuleInfo>> {
         let mut request = RuleObject::new();
         request.set_str(sys::NFTNL_RULE_TABLE, &c_string(&table.name)?);
+        if let Some(chain) = chain {
+            request.set_str(sys::NFTNL_RULE_CHAIN, &c_string(chain)?);
+        }
         let family = family_number(table.family);
         let messages =
             self.dump(NFT_MSG_GETRULE, family, |header, scratch, out| request.write(header, scratch, out))?;

@@ -30,6 +30,7 @@ impl Display for Op {
             Self::FlushChain { table, chain } => write!(f, "flush chain {table} {chain}"),
             Self::DelChain { table, chain } => write!(f, "delete chain {table} {chain}"),
             Self::AddRule(rule) => write!(f, "add {rule}"),
+            Self::InsertRule(rule) => write!(f, "insert {rule}"),
             Self::DelRule { table, chain, handle } => write!(f, "delete rule {table} {chain} handle {handle}"),
             Self::AddSet(set) => write!(f, "add {set}"),
             Self::FlushSet { table, set } => write!(f, "flush set {table} {set}"),
