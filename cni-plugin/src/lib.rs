@@ -155,6 +155,7 @@ pub mod loopback;
 pub mod bandwidth;
 pub mod tuning;
 
+pub mod firewall;
 pub mod portmap;
 
 pub mod attachment;

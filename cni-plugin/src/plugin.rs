@@ -14,6 +14,7 @@ use crate::bridge::Bridge;
 use crate::conf::Conf;
 use crate::env::{Command, Environment, Variables};
 use crate::error::{Code, Error, Result};
+use crate::firewall::Firewall;
 use crate::flannel::Flannel;
 use crate::host_local::HostLocal;
 use crate::loopback::Loopback;
@@ -67,7 +68,7 @@ pub trait Plugin: Sync {
 
 /// The plugins of this binary; a further one is a further line here and a module.
 static PLUGINS: &[&dyn Plugin] =
-    &[&Flannel, &Bridge, &HostLocal, &Loopback, &Portmap, &Tuning, &Bandwidth, &Ptp, &Static];
+    &[&Flannel, &Bridge, &HostLocal, &Loopback, &Portmap, &Firewall, &Tuning, &Bandwidth, &Ptp, &Static];
 
 /// The plugin of that name, if it is one of ours.
 #[must_use]

@@ -4,61 +4,13 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
 
-use linux_net::NetNs;
 use linux_net::testing::enter_sandbox;
 use serde_json::{Value, json};
-use support::{Call, go_plugins, install_ours, netns, sh, succeeds};
-
-const TIMEOUT: Duration = Duration::from_millis(1500);
-
-/// Runs in a named namespace, or in the node's for `""`.
-fn within<T>(netns: &str, f: impl FnOnce() -> T) -> T {
-    if netns.is_empty() { f() } else { NetNs::open(netns).unwrap().run(f).unwrap() }
-}
-
-/// Serves TCP in a namespace until the test ends: tells each client its name and the address it sees the client by.
-fn serve(netns: &str, name: &'static str, address: &str) {
-    let listener = within(netns, || TcpListener::bind(address).unwrap());
-    std::thread::spawn(move || {
-        while let Ok((mut stream, peer)) = listener.accept() {
-            let _ = write!(stream, "{name} {}", peer.ip());
-        }
-    });
-}
-
-/// Serves UDP the same way.
-fn serve_udp(netns: &str, name: &'static str, address: &str) {
-    let socket = within(netns, || UdpSocket::bind(address).unwrap());
-    std::thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(name.as_bytes(), peer);
-        }
-    });
-}
-
-/// What a server tells a client of that namespace; empty when it is not reached.
-fn ask(netns: &str, server: &str) -> String {
-    let server: SocketAddr = server.parse().unwrap();
-    let mut answer = String::new();
-    if let Ok(mut stream) = within(netns, || TcpStream::connect_timeout(&server, TIMEOUT)) {
-        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        let _ = stream.read_to_string(&mut answer);
-    }
-    answer
-}
-
-fn ask_udp(socket: &UdpSocket, server: &str) -> String {
-    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let mut buffer = [0; 64];
-    socket.send_to(b"?", server).unwrap();
-    socket.recv(&mut buffer).map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned()).unwrap_or_default()
-}
+use support::traffic::{ask, ask_udp, outside, serve, serve_udp, wait_for_dad, within};
+use support::{Call, as_version_1, elements, go_plugins, install_ours, netns, sh, succeeds};
 
 /// A node with a bridge of two families and a host outside, which has no route to the containers.
 struct Node {
@@ -68,11 +20,7 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        netns("outside");
-        sh("ip link set lo up; ip link add up0 type veth peer name up1 netns outside");
-        sh("ip addr add 192.0.2.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad; ip link set up0 up");
-        sh("ip -n outside addr add 192.0.2.2/24 dev up1; ip -n outside addr add 2001:db8::2/64 dev up1 nodad");
-        sh("ip -n outside link set up1 up; ip -n outside link set lo up");
+        outside();
         Self { plugins: install_ours(), data: tempfile::tempdir().unwrap() }
     }
 
@@ -126,30 +74,6 @@ fn tcp(host_port: u16, container_port: u16) -> Value {
     json!({"hostPort": host_port, "containerPort": container_port, "protocol": "tcp"})
 }
 
-/// The newest version that Debian's Go plugins speak.
-fn as_version_1(mut conf: Value) -> Value {
-    conf["cniVersion"] = json!("1.0.0");
-    conf["prevResult"]["cniVersion"] = json!("1.0.0");
-    conf
-}
-
-/// The bridge's IPv6 address works after duplicate address detection only.
-fn wait_for_dad() {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while !sh("ip -6 addr show dev cni0 tentative").is_empty() {
-        assert!(std::time::Instant::now() < deadline, "the address of cni0 stays tentative");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// All elements of our tables, as text.
-fn elements() -> Vec<String> {
-    let ruleset: Value = serde_json::from_str(&sh("nft -j list ruleset")).unwrap();
-    let items = ruleset["nftables"].as_array().unwrap().iter();
-    let sets = items.filter_map(|item| item.get("set").or_else(|| item.get("map")));
-    sets.filter_map(|set| set["elem"].as_array()).flatten().map(ToString::to_string).collect()
-}
-
 #[test]
 fn a_host_port_leads_to_the_container_from_everywhere() {
     if !enter_sandbox() {
@@ -160,7 +84,7 @@ fn a_host_port_leads_to_the_container_from_everywhere() {
     serve("p1", "p1", "[::]:80");
     let conf = pod.add(&json!([tcp(8080, 80)]));
     let pod_address = pod.address(0);
-    wait_for_dad();
+    wait_for_dad("cni0");
     assert_eq!(ask("outside", "192.0.2.1:8080"), "p1 ::ffff:192.0.2.2", "the client keeps its address");
     assert_eq!(ask("outside", "[2001:db8::1]:8080"), "p1 2001:db8::2");
     assert_eq!(ask("", "10.22.0.1:8080"), "p1 ::ffff:10.22.0.1", "from the node");

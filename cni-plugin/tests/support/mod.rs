@@ -1,7 +1,11 @@
 //! What the tests share: calling plugins as a runtime does, and looking at the kernel through `ip -j`.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+<<<<<<< ours
 pub(crate) mod twin;
+=======
+pub(crate) mod traffic;
+>>>>>>> theirs
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -55,6 +59,21 @@ pub(crate) fn ip(netns: &str, arguments: &str) -> Value {
 pub(crate) fn netns(name: &str) -> PathBuf {
     sh(&format!("ip netns add {name}"));
     Path::new("/run/netns").join(name)
+}
+
+/// The newest version that Debian's Go plugins speak.
+pub(crate) fn as_version_1(mut conf: Value) -> Value {
+    conf["cniVersion"] = json!("1.0.0");
+    conf["prevResult"]["cniVersion"] = json!("1.0.0");
+    conf
+}
+
+/// All elements of our tables, as text.
+pub(crate) fn elements() -> Vec<String> {
+    let ruleset: Value = serde_json::from_str(&sh("nft -j list ruleset")).unwrap();
+    let items = ruleset["nftables"].as_array().unwrap().iter();
+    let sets = items.filter_map(|item| item.get("set").or_else(|| item.get("map")));
+    sets.filter_map(|set| set["elem"].as_array()).flatten().map(ToString::to_string).collect()
 }
 
 /// What a plugin answered.
