@@ -1,11 +1,8 @@
 //! What the tests share: calling plugins as a runtime does, and looking at the kernel through `ip -j`.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-<<<<<<< ours
-pub(crate) mod twin;
-=======
 pub(crate) mod traffic;
->>>>>>> theirs
+pub(crate) mod twin;
 
 use std::collections::BTreeMap;
 use std::fs;
