@@ -9,8 +9,8 @@
 //! Addresses come from an IPAM plugin that bridge calls itself, usually host-local. The pod end of the cable is born
 //! inside the pod's namespace: moving it there afterwards costs the kernel 28 ms.
 //!
-//! Beyond the Go plugin: the pod's `lo` is brought up, and masquerading needs no iptables. Absent: VLANs, MAC spoof
-//! check, port isolation; a configuration that asks for them is refused by name.
+//! Beyond the Go plugin: the pod's `lo` is brought up, masquerading needs no iptables and the MAC spoof check ([`spoof`]) no nft program, and CHECK
+//! looks at the port too. VLANs ([`vlan`]) need a kernel whose bridge knows them; another one says so.
 //!
 //! Source: containernetworking/plugins, `plugins/main/bridge`.
 
@@ -19,9 +19,12 @@ pub mod config;
 pub mod link;
 pub mod masquerade;
 pub mod plan;
+pub mod spoof;
+pub mod vlan;
 
 use linux_net::netlink::Netlink;
 
+use crate::attachment::{Mark, Valid};
 use crate::bridge::config::Config;
 use crate::bridge::link::Cable;
 use crate::conf::Conf;
@@ -49,8 +52,12 @@ impl Plugin for Bridge {
         // only when it was this ADD that got it: a refusal may mean that an earlier one holds it.
         let undo_cable = |cable: &mut Cable| drop(cable.remove());
         let allocated = ipam(&config, Command::Add, env, conf).inspect_err(|_| undo_cable(&mut cable))?;
-        attach(env, &config, &mut cable, allocated).inspect_err(|_| {
+        let mark = Mark::of(env, conf)?;
+        attach(env, &config, &mark, &mut cable, allocated).inspect_err(|_| {
             undo_cable(&mut cable);
+            if config.mac_spoof_check {
+                drop(spoof::remove(&mark));
+            }
             drop(ipam(&config, Command::Del, env, conf));
         })
     }
@@ -67,6 +74,9 @@ impl Plugin for Bridge {
             }
             pod::remove(&mut pod, env.ifname()?)?;
         }
+        if config.mac_spoof_check {
+            spoof::remove(&Mark::of(env, conf)?)?;
+        }
         // Only now: an address that is free must not be on an interface any more.
         ipam(&config, Command::Del, env, conf)?;
         if config.ip_masq { masquerade::remove(&addresses) } else { Ok(()) }
@@ -76,12 +86,12 @@ impl Plugin for Bridge {
         let config = Config::read(env, conf)?;
         let result = conf.required_prev_result()?;
         ipam(&config, Command::Check, env, conf)?;
-        check::check(env, &config, &result)
+        check::check(env, &config, &Mark::of(env, conf)?, &result)
     }
 
-    /// A cable goes with its namespace; what can be left behind is the IPAM plugin's.
+    /// A cable goes with its namespace; what can be left behind is the IPAM plugin's, and what nftables knows of it.
     fn gc(&self, env: &Environment, conf: &Conf) -> Result<()> {
-        conf.valid_attachments()?;
+        spoof::remove_stale(&Valid::of(conf)?)?;
         ipam(&Config::read(env, conf)?, Command::Gc, env, conf).map(|_| ())
     }
 
@@ -91,21 +101,30 @@ impl Plugin for Bridge {
 }
 
 /// Everything of an ADD that comes after the cable and the addresses, and is undone with them.
-fn attach(env: &Environment, config: &Config, cable: &mut Cable, allocated: Option<CniResult>) -> Result<CniResult> {
-    let Some(allocated) = allocated else {
-        cable.plug_in(config)?;
-        cable.configure_pod(config, &CniResult::default())?;
-        return cable.describe(env, CniResult::default());
-    };
-    let result = plan::complete(config, allocated)?;
+fn attach(
+    env: &Environment,
+    config: &Config,
+    mark: &Mark,
+    cable: &mut Cable,
+    allocated: Option<CniResult>,
+) -> Result<CniResult> {
+    let mut result = allocated.map(|allocated| plan::complete(config, allocated)).transpose()?.unwrap_or_default();
+    if config.mac_spoof_check {
+        cable.check_spoofing(mark)?;
+    }
     cable.plug_in(config)?;
-    cable.configure_pod(config, &result)?;
-    link::configure_bridge(&mut cable.host, config, &plan::bridge_addresses(config, &result))?;
-    if config.ip_masq {
+    if !config.disable_container_interface {
+        cable.configure_pod(config, &result)?;
+    }
+    let gateway = link::configure_gateway(&mut cable.host, config, &plan::bridge_addresses(config, &result))?;
+    if config.ip_masq && !result.ips.is_empty() {
         let addresses: Vec<_> = result.ips.iter().map(|ip| ip.address).collect();
         masquerade::add(&addresses)?;
     }
-    cable.describe(env, result)
+    if !config.dns.is_empty() {
+        result.dns = config.dns.clone();
+    }
+    cable.describe(env, config, &gateway, result)
 }
 
 /// Calls the IPAM plugin with the whole configuration; `None` when there is none, for a layer-2 attachment.

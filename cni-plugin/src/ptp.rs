@@ -88,7 +88,7 @@ impl Plugin for Ptp {
         // Back to before the ADD when something fails; the first error is the one to report.
         let undo_cable = |cable: &mut Cable| drop(pod::remove(&mut cable.host, &cable.host_end));
         let allocated = config.ipam(Command::Add, env, conf).inspect_err(|_| undo_cable(&mut cable))?;
-        attach(env, conf, &config, &mut cable, allocated).inspect_err(|_| {
+        attach(env, &config, &mut cable, allocated).inspect_err(|_| {
             undo_cable(&mut cable);
             drop(config.ipam(Command::Del, env, conf));
         })
@@ -161,13 +161,7 @@ impl Cable {
 }
 
 /// Everything of an ADD that comes after the cable and the addresses, and is undone with them.
-fn attach(
-    env: &Environment,
-    conf: &Conf,
-    config: &Config,
-    cable: &mut Cable,
-    mut result: CniResult,
-) -> Result<CniResult> {
+fn attach(env: &Environment, config: &Config, cable: &mut Cable, mut result: CniResult) -> Result<CniResult> {
     if result.ips.is_empty() {
         return Err(Error::new(crate::error::Code::Plugin, "IPAM plugin returned missing IP config"));
     }
@@ -207,7 +201,7 @@ fn attach(
         (pod::required(&mut cable.host, &cable.host_end)?, pod::required(&mut cable.pod, &cable.pod_end)?);
     let sandbox = env.netns()?.display().to_string();
     result.interfaces = vec![pod::describe(&host_end, ""), pod::describe(&pod_end, &sandbox)];
-    if conf.object().get("dns").is_some() && !config.dns.is_empty() {
+    if !config.dns.is_empty() {
         result.dns = config.dns.clone();
     }
     Ok(result)

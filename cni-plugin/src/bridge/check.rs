@@ -2,19 +2,21 @@
 
 use linux_net::netlink::{LinkKind, Netlink};
 
+use crate::attachment::Mark;
 use crate::bridge::config::Config;
+use crate::bridge::spoof;
 use crate::env::Environment;
 use crate::error::{Error, Result};
 use crate::namespace;
 use crate::pod;
 use crate::result::{CniResult, Interface};
 
-/// Compares interfaces, cable, addresses and routes with the result of ADD.
+/// Compares interfaces, cable, port, addresses and routes with the result of ADD.
 ///
 /// # Errors
 ///
 /// Code 102 naming the first thing that is missing or different.
-pub fn check(env: &Environment, config: &Config, result: &CniResult) -> Result<()> {
+pub fn check(env: &Environment, config: &Config, mark: &Mark, result: &CniResult) -> Result<()> {
     let netns = namespace::open(env)?;
     let (mut host, mut pod) = (Netlink::open()?, Netlink::open_in(&netns)?);
     let sandbox = env.netns()?.display().to_string();
@@ -40,6 +42,20 @@ pub fn check(env: &Environment, config: &Config, result: &CniResult) -> Result<(
     }
     if host_link.peer_index != Some(pod_link.index) || pod_link.peer_index != Some(host_link.index) {
         return Err(Error::check(format!("{} and {ifname} are not two ends of one cable", host_link.name)));
+    }
+    for (field, wanted, found) in [
+        ("hairpinMode", config.hairpin_mode, host_link.hairpin),
+        ("portIsolation", config.port_isolation, host_link.isolated),
+    ] {
+        if wanted && found != Some(true) {
+            return Err(Error::check(format!("{field} is not set on {}", host_link.name)));
+        }
+    }
+    if config.vlans.is_needed() && !config.vlans.is_met_by(&host_link.name, &host.vlans(&host_link.name)?) {
+        return Err(Error::check(format!("{} is not in the VLANs that it should be in", host_link.name)));
+    }
+    if let Some(mac) = pod_link.mac.filter(|_| config.mac_spoof_check) {
+        spoof::check(&host_link.name, mac, mark)?;
     }
     pod::check(&mut pod, &pod_link, result, pod_end)
 }

@@ -2,11 +2,13 @@
 
 use linux_net::{IfName, MacAddr};
 use serde::Deserialize;
-use serde_json::Value;
 
+use crate::bridge::vlan::{TrunkItem, VlanConfig};
 use crate::conf::Conf;
 use crate::env::{Environment, parse_ifname};
 use crate::error::{Error, Result};
+use crate::result::Dns;
+use crate::result::wire::null_as_default;
 
 /// The configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,16 @@ pub struct Config {
     pub enable_dad: bool,
     /// The MAC the container's interface must have.
     pub mac: Option<MacAddr>,
+    /// The VLANs that reach the container.
+    pub vlans: VlanConfig,
+    /// Drop frames of the container that bear another MAC than its own.
+    pub mac_spoof_check: bool,
+    /// The container may not talk to other isolated ones, only through the gateway.
+    pub port_isolation: bool,
+    /// Leave the container's interface down: a virtual machine in there takes it.
+    pub disable_container_interface: bool,
+    /// What takes the place of IPAM's name servers, when it says anything.
+    pub dns: Dns,
     /// The type of the IPAM plugin; empty for a pure layer-2 attachment.
     pub ipam: String,
 }
@@ -60,28 +72,38 @@ struct NetConf {
     promisc_mode: bool,
     #[serde(default)]
     enabledad: bool,
+    #[serde(default)]
+    vlan: i64,
+    #[serde(default, deserialize_with = "null_as_default")]
+    vlan_trunk: Vec<TrunkItem>,
+    #[serde(default)]
+    preserve_default_vlan: bool,
+    #[serde(default)]
+    macspoofchk: bool,
+    #[serde(default)]
+    disable_container_interface: bool,
+    #[serde(default)]
+    port_isolation: bool,
+    #[serde(default, deserialize_with = "null_as_default")]
+    dns: Dns,
 }
-
-/// Fields of the Go plugin that this one does not have. A value that asks for nothing (`0`, `false`) is no harm.
-const UNSUPPORTED: [&str; 5] = ["vlan", "vlanTrunk", "macspoofchk", "disableContainerInterface", "portIsolation"];
 
 impl Config {
     /// Reads and checks.
     ///
     /// # Errors
     ///
-    /// Code 2 for a field that is not supported, 7 for one that is wrong, 4 for malformed `CNI_ARGS`.
+    /// Code 7 for a field that is wrong, 4 for malformed `CNI_ARGS`.
     pub fn read(env: &Environment, conf: &Conf) -> Result<Self> {
         env.check_args()?;
-        for field in UNSUPPORTED {
-            if conf.object().get(field).is_some_and(asks_for_something) {
-                return Err(Error::unsupported("bridge", field));
-            }
-        }
         let net: NetConf = conf.read()?;
         check_masq_backend("bridge", net.ip_masq_backend.as_deref())?;
         if net.hairpin_mode && net.promisc_mode {
             return Err(Error::config("cannot set hairpin mode and promiscuous mode at the same time."));
+        }
+        let ipam = conf.ipam_type()?.to_owned();
+        if !ipam.is_empty() && net.disable_container_interface {
+            return Err(Error::config("cannot use IPAM when DisableContainerInterface flag is set"));
         }
         Ok(Self {
             bridge: parse_ifname(if net.bridge.is_empty() { "cni0" } else { &net.bridge })
@@ -95,7 +117,12 @@ impl Config {
             promisc_mode: net.promisc_mode,
             enable_dad: net.enabledad,
             mac: wanted_mac(env, conf)?,
-            ipam: conf.ipam_type()?.to_owned(),
+            vlans: VlanConfig::new(net.vlan, &net.vlan_trunk, net.preserve_default_vlan)?,
+            mac_spoof_check: net.macspoofchk,
+            port_isolation: net.port_isolation,
+            disable_container_interface: net.disable_container_interface,
+            dns: net.dns,
+            ipam,
         })
     }
 }
@@ -112,15 +139,6 @@ pub fn check_masq_backend(plugin: &str, backend: Option<&str>) -> Result<()> {
         Some(other) => Err(Error::config(format!(
             "ipMasqBackend \"{other}\" is unknown to this {plugin} plugin; it masquerades with nftables"
         ))),
-    }
-}
-
-fn asks_for_something(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Number(number) => number.as_i64() != Some(0),
-        Value::Array(list) => !list.is_empty(),
-        Value::Bool(true) | Value::String(_) | Value::Object(_) => true,
     }
 }
 
@@ -143,7 +161,7 @@ fn wanted_mac(env: &Environment, conf: &Conf) -> Result<Option<MacAddr>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::error::Code;
@@ -169,13 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_the_go_plugin_that_are_missing_here_are_refused_by_name() {
-        for field in UNSUPPORTED {
-            let error = read(json!({field: 7}), "").unwrap_err();
-            assert_eq!(error.code, Code::UnsupportedField);
-            assert!(error.msg.contains(field), "{error}");
-        }
-        read(json!({"vlan": 0, "macspoofchk": false, "vlanTrunk": []}), "").unwrap();
+    fn an_interface_that_stays_down_gets_no_addresses() {
+        let conf = json!({"disableContainerInterface": true, "ipam": {"type": "host-local"}});
+        assert_eq!(read(conf, "").unwrap_err().code, Code::InvalidConfig);
+        assert!(read(json!({"disableContainerInterface": true, "ipam": {}}), "").unwrap().disable_container_interface);
     }
 
     #[test]

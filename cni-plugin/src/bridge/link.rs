@@ -7,8 +7,11 @@ use ipnet::IpNet;
 use linux_net::netlink::{Link, LinkKind, Netlink, Op};
 use linux_net::{IfName, NetNs};
 
+use crate::attachment::Mark;
 use crate::bridge::config::Config;
 use crate::bridge::plan::{self, BridgeAddress};
+use crate::bridge::spoof;
+use crate::bridge::vlan::VlanConfig;
 use crate::env::Environment;
 use crate::error::{Code, Error, Result};
 use crate::namespace::{self, apply};
@@ -68,7 +71,23 @@ impl Cable {
         if config.hairpin_mode {
             ops.push(Op::SetHairpin { dev: dev(), on: true });
         }
-        apply(&mut self.host, &ops)
+        if config.port_isolation {
+            ops.push(Op::SetIsolated { dev: dev(), on: true });
+        }
+        apply(&mut self.host, &ops)?;
+        set_vlans(&mut self.host, config, &self.host_end)
+    }
+
+    /// From now on the pod sends from its own MAC address only.
+    ///
+    /// # Errors
+    ///
+    /// Code 100 when the kernel refuses.
+    pub fn check_spoofing(&mut self, mark: &Mark) -> Result<()> {
+        match pod::required(&mut self.pod, &self.pod_end)?.mac {
+            Some(mac) => spoof::add(&self.host_end, mac, mark),
+            None => Ok(()),
+        }
     }
 
     /// Gives the pod its addresses, brings its end and its `lo` up, and adds the routes.
@@ -88,19 +107,33 @@ impl Cable {
         apply(&mut self.pod, &pod::route_ops("bridge", pod_end, result)?)
     }
 
-    /// Waits until the port works, and completes `result` with the three interfaces: bridge, host end, pod end.
+    /// Waits until the port works, and completes `result` with the interfaces: bridge, host end, pod end, and the one that bears the gateway's address
+    /// when that is not the bridge.
     ///
     /// # Errors
     ///
     /// Code 100 when the port does not get a carrier, or when something has taken the interfaces away meanwhile.
-    pub fn describe(&mut self, env: &Environment, mut result: CniResult) -> Result<CniResult> {
-        let host_end = wait_for_carrier(&mut self.host, &self.host_end)?;
+    pub fn describe(
+        &mut self,
+        env: &Environment,
+        config: &Config,
+        gateway: &IfName,
+        mut result: CniResult,
+    ) -> Result<CniResult> {
+        let host_end = if config.disable_container_interface {
+            pod::required(&mut self.host, &self.host_end)?
+        } else {
+            wait_for_carrier(&mut self.host, &self.host_end)?
+        };
         // The bridge takes the MAC of a port as its own as long as none is set, so it is read at the end.
         let bridge = pod::required(&mut self.host, &self.bridge)?;
         let pod_end = pod::required(&mut self.pod, &self.pod_end)?;
         let sandbox = env.netns()?.display().to_string();
         result.interfaces =
             vec![pod::describe(&bridge, ""), pod::describe(&host_end, ""), pod::describe(&pod_end, &sandbox)];
+        if *gateway != self.bridge {
+            result.interfaces.push(pod::describe(&pod::required(&mut self.host, gateway)?, ""));
+        }
         Ok(result)
     }
 }
@@ -119,12 +152,22 @@ fn ensure_bridge(host: &mut Netlink, config: &Config) -> Result<()> {
         if !link.up {
             ops.push(Op::SetUp { dev: name() });
         }
+        if config.vlans.is_needed() {
+            ops.push(Op::SetVlanFiltering { bridge: name(), on: true });
+        }
         return apply(host, &ops);
     }
     match host.apply(&Op::AddBridge { name: name() }) {
         // Another ADD was faster; it does, or has done, the rest as well.
         Err(error) if !error.is_exists() => return Err(error.into()),
         Ok(()) | Err(_) => {}
+    }
+    if config.vlans.is_needed()
+        && let Err(error) = host.apply(&Op::SetVlanFiltering { bridge: name(), on: true })
+    {
+        // A kernel without VLANs; what was made for them goes again, and the first error is the one to report.
+        drop(pod::remove(host, &config.bridge));
+        return Err(error.into());
     }
     pod::set_if_there(&pod::conf_key("ipv6", &config.bridge, "accept_ra"), "0")?;
     // No MTU: a bridge takes the smallest of its ports', and one that was set by hand would stay when they have gone.
@@ -136,21 +179,31 @@ fn ensure_bridge(host: &mut Netlink, config: &Config) -> Result<()> {
     apply(host, &ops)
 }
 
-/// Makes the bridge the gateway: its addresses, and forwarding for their families.
+fn set_vlans(host: &mut Netlink, config: &Config, port: &IfName) -> Result<()> {
+    if !config.vlans.is_needed() {
+        return Ok(());
+    }
+    let ops = config.vlans.plan(port, &host.vlans(port)?);
+    apply(host, &ops)
+}
+
+/// Makes the node the gateway: its addresses, and forwarding for their families. Gives the interface that bears them: the bridge, or its port in
+/// the pod's VLAN.
 ///
 /// # Errors
 ///
 /// Code 7 when another address is in the way, code 100 when the kernel refuses.
-pub fn configure_bridge(host: &mut Netlink, config: &Config, wanted: &[IpNet]) -> Result<()> {
+pub fn configure_gateway(host: &mut Netlink, config: &Config, wanted: &[IpNet]) -> Result<IfName> {
     if wanted.is_empty() {
-        return Ok(());
+        return Ok(config.bridge.clone());
     }
-    let present: Vec<_> = host.addresses()?.into_iter().filter(|a| a.dev == config.bridge).map(|a| a.address).collect();
+    let gateway = if config.vlans.native == 0 { config.bridge.clone() } else { vlan_interface(host, config)? };
+    let present: Vec<_> = host.addresses()?.into_iter().filter(|a| a.dev == gateway).map(|a| a.address).collect();
     for address in wanted {
         let BridgeAddress::Add { instead_of } = plan::bridge_address(config, *address, &present)? else {
             continue;
         };
-        let dev = || config.bridge.clone();
+        let dev = || gateway.clone();
         for old in instead_of {
             host.apply(&Op::DelAddress { dev: dev(), address: old })?;
         }
@@ -161,11 +214,35 @@ pub fn configure_bridge(host: &mut Netlink, config: &Config, wanted: &[IpNet]) -
         }
         // A MAC that was set stays; one that was not would change with the lowest port, and the pods' ARP entries of
         // their gateway would be wrong.
-        if let Some(mac) = pod::required(host, &config.bridge)?.mac {
+        if let Some(mac) = pod::required(host, &gateway)?.mac {
             host.apply(&Op::SetMac { dev: dev(), mac })?;
         }
     }
-    pod::forward(wanted)
+    pod::forward(wanted)?;
+    Ok(gateway)
+}
+
+/// The node's own port in a VLAN of the bridge, `cni0.100`: the end of a cable of which the other one is plugged in there.
+fn vlan_interface(host: &mut Netlink, config: &Config) -> Result<IfName> {
+    let name = format!("{}.{}", config.bridge, config.vlans.native);
+    let name: IfName = name.parse().map_err(|error| Error::config(format!("interface of the VLAN: {error}")))?;
+    if host.link(&name)?.is_some() {
+        return Ok(name);
+    }
+    let mtu = pod::required(host, &config.bridge)?.mtu_bytes;
+    let port = pod::add_veth(host, &name, &NetNs::current()?, mtu, None)?;
+    let ops = [
+        Op::SetMaster { dev: port.clone(), master: Some(config.bridge.clone()) },
+        Op::SetUp { dev: port.clone() },
+        Op::SetUp { dev: name.clone() },
+    ];
+    let native = VlanConfig { trunk: Vec::new(), ..config.vlans.clone() };
+    let made = apply(host, &ops).and_then(|()| {
+        let ops = native.plan(&port, &host.vlans(&port)?);
+        apply(host, &ops)
+    });
+    made.inspect_err(|_| drop(pod::remove(host, &port)))?;
+    Ok(name)
 }
 
 /// A port forwards from the moment it has a carrier. Asking for the link makes the kernel settle it, so the first

@@ -98,6 +98,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::bridge::vlan::VlanConfig;
+    use crate::result::Dns;
     use crate::version::SpecVersion;
 
     fn config(is_default_gateway: bool, force_address: bool) -> Config {
@@ -112,6 +114,11 @@ mod tests {
             promisc_mode: false,
             enable_dad: false,
             mac: None,
+            vlans: VlanConfig::default(),
+            mac_spoof_check: false,
+            port_isolation: false,
+            disable_container_interface: false,
+            dns: Dns::default(),
             ipam: "host-local".to_owned(),
         }
     }
