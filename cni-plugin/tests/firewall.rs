@@ -87,7 +87,7 @@ fn a_container_gets_out_of_a_node_that_forwards_nothing() {
     assert!(!reaches("p1", "192.0.2.2:80"), "without the plugin");
     let conf = pod.conf(&json!({}));
     assert_eq!(pod.call().run("ADD", &conf).ok(), pod.result, "the result is passed through");
-    wait_for_dad("cni1");
+    wait_for_dad();
     assert_eq!(ask("p1", "192.0.2.2:80"), "outside ::ffff:10.22.1.2");
     assert_eq!(ask("p1", "[2001:db8::2]:80"), "outside fd00:22:1::2");
     assert!(!reaches("outside", "10.22.1.2:80"), "only answers come in");

@@ -84,7 +84,7 @@ fn a_host_port_leads_to_the_container_from_everywhere() {
     serve("p1", "p1", "[::]:80");
     let conf = pod.add(&json!([tcp(8080, 80)]));
     let pod_address = pod.address(0);
-    wait_for_dad("cni0");
+    wait_for_dad();
     assert_eq!(ask("outside", "192.0.2.1:8080"), "p1 ::ffff:192.0.2.2", "the client keeps its address");
     assert_eq!(ask("outside", "[2001:db8::1]:8080"), "p1 2001:db8::2");
     assert_eq!(ask("", "10.22.0.1:8080"), "p1 ::ffff:10.22.0.1", "from the node");

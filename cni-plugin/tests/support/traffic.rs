@@ -54,11 +54,11 @@ pub(crate) fn ask_udp(socket: &UdpSocket, server: &str) -> String {
     socket.recv(&mut buffer).map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned()).unwrap_or_default()
 }
 
-/// The bridge's IPv6 address works after duplicate address detection only.
-pub(crate) fn wait_for_dad(bridge: &str) {
+/// IPv6 addresses work after duplicate address detection only, on this node and outside.
+pub(crate) fn wait_for_dad() {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !sh(&format!("ip -6 addr show dev {bridge} tentative")).is_empty() {
-        assert!(Instant::now() < deadline, "the address of {bridge} stays tentative");
+    while !sh("ip -6 addr show tentative; ip -n outside -6 addr show tentative").is_empty() {
+        assert!(Instant::now() < deadline, "addresses stay tentative");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
