@@ -10,7 +10,7 @@ use std::path::Path;
 
 use linux_net::testing::enter_sandbox;
 use serde_json::{Value, json};
-use support::twin::{Side, both, sides};
+use support::twin::{Side, both, shell, sides};
 use support::{Call, files, go_plugins, install_ours, ip, netns, succeeds};
 
 /// Everything that can be seen of a bridge from outside.
@@ -33,7 +33,7 @@ fn state(side: &Side) -> Value {
     ];
     for (place, key) in sysctls {
         let netns = if place == "host" { &side.host } else { &side.pod };
-        state[key] = side.shell(netns, &format!("cat /proc/sys/{key} 2>/dev/null || echo none"));
+        state[key] = shell(netns, &format!("cat /proc/sys/{key} 2>/dev/null || echo none"));
     }
     state
 }

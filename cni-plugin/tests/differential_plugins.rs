@@ -6,7 +6,7 @@ mod support;
 
 use linux_net::testing::enter_sandbox;
 use serde_json::{Value, json};
-use support::twin::{Side, both, sides};
+use support::twin::{Side, both, shell, sides};
 use support::{ip, sh};
 
 fn merged(base: &Value, more: &Value) -> Value {
@@ -28,7 +28,7 @@ fn ptp_state(side: &Side) -> Value {
     state["cables"] = cables.collect();
     state["files"] = side.files("net");
     for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-        state[key] = side.shell(&side.host, &format!("cat /proc/sys/{key}"));
+        state[key] = shell(&side.host, &format!("cat /proc/sys/{key}"));
     }
     state
 }
@@ -156,7 +156,7 @@ fn tuning_state(side: &Side) -> Value {
         *text = backup;
     }
     let parameters = ["net/core/somaxconn", "net/ipv4/conf/eth0/arp_filter"];
-    let parameters = parameters.map(|key| side.shell(&side.pod, &format!("cat /proc/sys/{key}")));
+    let parameters = parameters.map(|key| shell(&side.pod, &format!("cat /proc/sys/{key}")));
     json!([
         link["address"],
         link["mtu"],

@@ -64,14 +64,14 @@ impl Side {
         json!(files(&self.data.path().join(dir)))
     }
 
-    /// The output of a command line in the host's namespace or the pod's, as a text.
-    pub(crate) fn shell(&self, netns: &str, line: &str) -> Value {
-        json!(sh(&format!("ip netns exec {netns} sh -c '{line}'")).trim())
-    }
-
     pub(crate) fn remove(&self) {
         sh(&format!("ip netns del {}; ip netns del {}", self.host, self.pod));
     }
+}
+
+/// The output of a command line in a named namespace, as a text.
+pub(crate) fn shell(netns: &str, line: &str) -> Value {
+    json!(sh(&format!("ip netns exec {netns} sh -c '{line}'")).trim())
 }
 
 /// Both sides, Go first, and the directory of our plugins, which must outlive them.
