@@ -58,28 +58,24 @@ impl Plugin for Bridge {
             if config.mac_spoof_check {
                 drop(spoof::remove(&mark));
             }
+            if config.ip_masq {
+                drop(masquerade::remove(env, conf));
+            }
             drop(ipam(&config, Command::Del, env, conf));
         })
     }
 
     fn del(&self, env: &Environment, conf: &Conf) -> Result<()> {
         let config = Config::read(env, conf)?;
-        let mut addresses: Vec<_> =
-            conf.prev_result().ok().flatten().into_iter().flat_map(|result| result.ips).map(|ip| ip.address).collect();
         if let Some(netns) = namespace::open_if_there(env)? {
-            let mut pod = Netlink::open_in(&netns)?;
-            if config.ip_masq {
-                let ifname = env.ifname()?;
-                addresses.extend(pod.addresses()?.into_iter().filter(|a| a.dev == *ifname).map(|a| a.address));
-            }
-            pod::remove(&mut pod, env.ifname()?)?;
+            pod::remove(&mut Netlink::open_in(&netns)?, env.ifname()?)?;
         }
         if config.mac_spoof_check {
             spoof::remove(&Mark::of(env, conf)?)?;
         }
         // Only now: an address that is free must not be on an interface any more.
         ipam(&config, Command::Del, env, conf)?;
-        if config.ip_masq { masquerade::remove(&addresses) } else { Ok(()) }
+        if config.ip_masq { masquerade::remove(env, conf) } else { Ok(()) }
     }
 
     fn check(&self, env: &Environment, conf: &Conf) -> Result<()> {
@@ -91,7 +87,9 @@ impl Plugin for Bridge {
 
     /// A cable goes with its namespace; what can be left behind is the IPAM plugin's, and what nftables knows of it.
     fn gc(&self, env: &Environment, conf: &Conf) -> Result<()> {
-        spoof::remove_stale(&Valid::of(conf)?)?;
+        let valid = Valid::of(conf)?;
+        spoof::remove_stale(&valid)?;
+        masquerade::remove_stale(&valid)?;
         ipam(&Config::read(env, conf)?, Command::Gc, env, conf).map(|_| ())
     }
 
@@ -119,7 +117,7 @@ fn attach(
     let gateway = link::configure_gateway(&mut cable.host, config, &plan::bridge_addresses(config, &result))?;
     if config.ip_masq && !result.ips.is_empty() {
         let addresses: Vec<_> = result.ips.iter().map(|ip| ip.address).collect();
-        masquerade::add(&addresses)?;
+        masquerade::add(&addresses, mark)?;
     }
     if !config.dns.is_empty() {
         result.dns = config.dns.clone();

@@ -24,6 +24,7 @@ use linux_net::netlink::{LinkKind, Netlink, Op, Route, RouteScope};
 use linux_net::{IfName, NetNs};
 use serde::Deserialize;
 
+use crate::attachment::{Mark, Valid};
 use crate::bridge::config::check_masq_backend;
 use crate::bridge::masquerade;
 use crate::conf::Conf;
@@ -88,27 +89,24 @@ impl Plugin for Ptp {
         // Back to before the ADD when something fails; the first error is the one to report.
         let undo_cable = |cable: &mut Cable| drop(pod::remove(&mut cable.host, &cable.host_end));
         let allocated = config.ipam(Command::Add, env, conf).inspect_err(|_| undo_cable(&mut cable))?;
-        attach(env, &config, &mut cable, allocated).inspect_err(|_| {
+        let mark = Mark::of(env, conf)?;
+        attach(env, &config, &mark, &mut cable, allocated).inspect_err(|_| {
             undo_cable(&mut cable);
+            if config.ip_masq {
+                drop(masquerade::remove(env, conf));
+            }
             drop(config.ipam(Command::Del, env, conf));
         })
     }
 
     fn del(&self, env: &Environment, conf: &Conf) -> Result<()> {
         let config = Config::read(env, conf)?;
-        let mut addresses: Vec<_> =
-            conf.prev_result().ok().flatten().into_iter().flat_map(|result| result.ips).map(|ip| ip.address).collect();
         if let Some(netns) = namespace::open_if_there(env)? {
-            let mut pod = Netlink::open_in(&netns)?;
-            if config.ip_masq {
-                let ifname = env.ifname()?;
-                addresses.extend(pod.addresses()?.into_iter().filter(|a| a.dev == *ifname).map(|a| a.address));
-            }
-            pod::remove(&mut pod, env.ifname()?)?;
+            pod::remove(&mut Netlink::open_in(&netns)?, env.ifname()?)?;
         }
         // Only now: an address that is free must not be on an interface any more.
         config.ipam(Command::Del, env, conf)?;
-        if config.ip_masq { masquerade::remove(&addresses) } else { Ok(()) }
+        if config.ip_masq { masquerade::remove(env, conf) } else { Ok(()) }
     }
 
     fn check(&self, env: &Environment, conf: &Conf) -> Result<()> {
@@ -126,12 +124,15 @@ impl Plugin for Ptp {
         if link.kind != LinkKind::Veth {
             return Err(Error::check(format!("Container interface {ifname} not of type veth/p2p")));
         }
+        if config.ip_masq {
+            masquerade::check(&result.addresses_of(index), &Mark::of(env, conf)?)?;
+        }
         pod::check(&mut pod, &link, &result, index)
     }
 
     /// A cable goes with its namespace; what can be left behind is the IPAM plugin's.
     fn gc(&self, env: &Environment, conf: &Conf) -> Result<()> {
-        conf.valid_attachments()?;
+        masquerade::remove_stale(&Valid::of(conf)?)?;
         Config::read(env, conf)?.ipam(Command::Gc, env, conf).map(|_| ())
     }
 
@@ -161,7 +162,13 @@ impl Cable {
 }
 
 /// Everything of an ADD that comes after the cable and the addresses, and is undone with them.
-fn attach(env: &Environment, config: &Config, cable: &mut Cable, mut result: CniResult) -> Result<CniResult> {
+fn attach(
+    env: &Environment,
+    config: &Config,
+    mark: &Mark,
+    cable: &mut Cable,
+    mut result: CniResult,
+) -> Result<CniResult> {
     if result.ips.is_empty() {
         return Err(Error::new(crate::error::Code::Plugin, "IPAM plugin returned missing IP config"));
     }
@@ -195,7 +202,7 @@ fn attach(env: &Environment, config: &Config, cable: &mut Cable, mut result: Cni
     apply(&mut cable.host, &ops)?;
 
     if config.ip_masq {
-        masquerade::add(&addresses)?;
+        masquerade::add(&addresses, mark)?;
     }
     let (host_end, pod_end) =
         (pod::required(&mut cable.host, &cable.host_end)?, pod::required(&mut cable.pod, &cable.pod_end)?);

@@ -155,6 +155,12 @@ impl CniResult {
         Ok(result)
     }
 
+    /// The addresses that the interface of this index bears.
+    #[must_use]
+    pub fn addresses_of(&self, interface: usize) -> Vec<IpNet> {
+        self.ips.iter().filter(|ip| ip.interface == Some(interface)).map(|ip| ip.address).collect()
+    }
+
     /// The result in the shape of `version`. What that version has no word for is left out.
     ///
     /// # Errors

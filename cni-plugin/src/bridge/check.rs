@@ -4,7 +4,7 @@ use linux_net::netlink::{LinkKind, Netlink};
 
 use crate::attachment::Mark;
 use crate::bridge::config::Config;
-use crate::bridge::spoof;
+use crate::bridge::{masquerade, spoof};
 use crate::env::Environment;
 use crate::error::{Error, Result};
 use crate::namespace;
@@ -56,6 +56,9 @@ pub fn check(env: &Environment, config: &Config, mark: &Mark, result: &CniResult
     }
     if let Some(mac) = pod_link.mac.filter(|_| config.mac_spoof_check) {
         spoof::check(&host_link.name, mac, mark)?;
+    }
+    if config.ip_masq {
+        masquerade::check(&result.addresses_of(pod_end), mark)?;
     }
     pod::check(&mut pod, &pod_link, result, pod_end)
 }
