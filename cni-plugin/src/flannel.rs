@@ -108,20 +108,25 @@ impl Plugin for Flannel {
     fn gc(&self, env: &Environment, conf: &Conf) -> Result<()> {
         let config: Config = conf.read()?;
         let valid = conf.valid_attachments()?;
+        let mut known = None;
         for (container_id, ifname) in StateDir::new(&config.data_dir).list()? {
-            let is_valid =
-                |kept: &crate::conf::Attachment| kept.container_id == container_id.as_str() && kept.ifname == ifname;
-            if valid.iter().any(is_valid) {
+            let is_valid = valid.iter().any(|kept| kept.container_id == container_id.as_str() && kept.ifname == ifname);
+            let env = Environment { container_id, ifname: Some(parse_ifname(&ifname)?), netns: None, ..env.clone() };
+            let delegate = StateDir::new(&config.data_dir).load(&env)?.and_then(|state| state.delegate);
+            let network = delegate.as_ref().and_then(|delegate| delegate.get("name")?.as_str());
+            if network.is_some_and(|network| network != conf.network.as_str()) {
                 continue;
             }
-            let env = Environment { container_id, ifname: Some(parse_ifname(&ifname)?), netns: None, ..env.clone() };
-            let state = StateDir::new(&config.data_dir).load(&env)?;
-            let network = state.as_ref().and_then(|state| state.delegate.as_ref()?.get("name")?.as_str());
-            if network.is_none_or(|network| network == conf.network.as_str()) {
+            known = delegate.or(known);
+            if !is_valid {
                 self.del(&env, conf)?;
             }
         }
-        let delegate = delegate_conf(conf, &config, &SubnetEnv::read(&config.subnet_file)?)?;
+        // While the agent has no lease, what an earlier ADD gave the delegate tells as well where to look.
+        let delegate = match SubnetEnv::read(&config.subnet_file) {
+            Ok(lease) => delegate_conf(conf, &config, &lease)?,
+            Err(error) => known.ok_or(error)?,
+        };
         let delegate = with_member(delegate, conf, "cni.dev/valid-attachments");
         delegate::invoke(kind(&delegate)?, Command::Gc, env, delegate.clone()).map(|_| ())
     }

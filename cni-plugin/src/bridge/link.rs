@@ -170,6 +170,10 @@ fn ensure_bridge(host: &mut Netlink, config: &Config) -> Result<()> {
         return Err(error.into());
     }
     pod::set_if_there(&pod::conf_key("ipv6", &config.bridge, "accept_ra"), "0")?;
+    if !config.enable_dad {
+        // Else the first pods could not reach their gateway for as long as the node asks whether somebody else has its address.
+        pod::set_if_there(&pod::conf_key("ipv6", &config.bridge, "accept_dad"), "0")?;
+    }
     // No MTU: a bridge takes the smallest of its ports', and one that was set by hand would stay when they have gone.
     let mut ops = Vec::new();
     if config.promisc_mode {

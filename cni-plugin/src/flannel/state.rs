@@ -5,15 +5,13 @@
 //! such a file is read and removed where ours is missing, so that a container which the Go plugin attached can be
 //! detached by this one.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
 use crate::env::{ContainerId, Environment};
 use crate::error::{Error, Result};
+use crate::file;
 
 /// The directory of state files.
 #[derive(Debug, Clone)]
@@ -23,7 +21,7 @@ pub struct StateDir(PathBuf);
 #[derive(Debug)]
 pub struct State {
     path: PathBuf,
-    /// The configuration the delegate got; `None` when the file is no JSON (a crash while it was written).
+    /// The configuration the delegate got; `None` when the file is no JSON (the Go plugin was killed while it wrote).
     pub delegate: Option<Map<String, Value>>,
 }
 
@@ -37,25 +35,18 @@ impl StateDir {
         Ok(self.0.join(format!("{}@{}", env.container_id, env.ifname()?)))
     }
 
-    /// Saves the delegate's configuration, on disk before the delegate runs.
+    /// Saves the delegate's configuration, whole or not at all, before the delegate runs.
+    ///
+    /// It need not be on the disk by then: a machine that goes down takes the container's namespace with it, and what is left of the attachment
+    /// are files that may be as old as this one.
     ///
     /// # Errors
     ///
     /// Code 5 naming the path.
     pub fn save(&self, env: &Environment, delegate: &Map<String, Value>) -> Result<()> {
-        let path = self.path(env)?;
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.0)
-            .map_err(|source| Error::io("create directory", &self.0, &source))?;
         let bytes = serde_json::to_vec(delegate).map_err(|source| Error::decode("delegate config", &source))?;
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-            file.write_all(&bytes)?;
-            file.sync_data()
-        };
-        write().map_err(|source| Error::io("write", &path, &source))
+        file::make_dir(&self.0)?;
+        file::write(&self.path(env)?, &bytes)
     }
 
     /// Finds the state of an attachment, ours or the Go plugin's.
@@ -65,10 +56,8 @@ impl StateDir {
     /// Code 5 when a file is there and cannot be read.
     pub fn load(&self, env: &Environment) -> Result<Option<State>> {
         for path in [self.path(env)?, self.0.join(env.container_id.as_str())] {
-            match fs::read(&path) {
-                Ok(bytes) => return Ok(Some(State { path, delegate: serde_json::from_slice(&bytes).ok() })),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(Error::io("read", &path, &source)),
+            if let Some(bytes) = file::read(&path)? {
+                return Ok(Some(State { path, delegate: serde_json::from_slice(&bytes).ok() }));
             }
         }
         Ok(None)
@@ -80,21 +69,11 @@ impl StateDir {
     ///
     /// Code 5 when the directory is there and cannot be read.
     pub fn list(&self) -> Result<Vec<(ContainerId, String)>> {
-        let entries = match fs::read_dir(&self.0) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(Error::io("read directory", &self.0, &source)),
+        let attachment = |name: &String| {
+            let (id, ifname) = name.split_once('@')?;
+            Some((ContainerId::new(id).ok()?, ifname.to_owned()))
         };
-        let mut found: Vec<_> = entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name();
-                let (id, ifname) = name.to_str()?.split_once('@')?;
-                Some((ContainerId::new(id).ok()?, ifname.to_owned()))
-            })
-            .collect();
-        found.sort();
-        Ok(found)
+        Ok(file::names(&self.0)?.iter().filter_map(attachment).collect())
     }
 }
 
@@ -105,13 +84,6 @@ impl State {
     ///
     /// Code 5 when it is there and cannot be removed.
     pub fn remove(self) -> Result<()> {
-        remove(&self.path)
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, &source)),
-        Ok(()) | Err(_) => Ok(()),
+        file::remove(&self.path)
     }
 }
