@@ -205,6 +205,47 @@ fn the_first_container_keeps_its_port_and_the_second_is_told_whose_it_is() {
 }
 
 #[test]
+fn a_hundred_containers_at_once_do_not_disturb_each_other() {
+    if !enter_sandbox() {
+        return;
+    }
+    let (plugins, count) = (install_ours(), 100);
+    sh("ip link add cni0 type bridge; ip addr add 10.22.0.254/24 dev cni0; ip link set cni0 up");
+    let of = |number: u16| {
+        let name = format!("p{number}");
+        let conf = json!({
+            "cniVersion": "1.1.0", "name": "lab", "type": "portmap",
+            "prevResult": {
+                "cniVersion": "1.1.0",
+                "interfaces": [{"name": "eth0", "sandbox": format!("/run/netns/{name}")}],
+                "ips": [{"interface": 0, "address": format!("10.22.0.{number}/24")}]
+            },
+            "runtimeConfig": {"portMappings": [
+                tcp(8000 + number, 80), {"hostPort": 8000 + number, "containerPort": 53, "protocol": "udp"}
+            ]}
+        });
+        let call = |plugin| Call::new(plugins.path(), plugin, &name, Path::new("/run/netns/p"));
+        (call("portmap"), call("firewall"), conf)
+    };
+    let at_once = |command: &str| {
+        std::thread::scope(|scope| {
+            for number in 1..=count {
+                let (portmap, firewall, conf) = of(number);
+                scope.spawn(move || {
+                    portmap.run(command, &conf).ok();
+                    firewall.run(command, &conf).ok();
+                });
+            }
+        });
+    };
+    at_once("ADD");
+    assert_eq!(elements().len(), 6 * usize::from(count), "two ports, two sources, two of the firewall");
+    at_once("CHECK");
+    at_once("DEL");
+    assert_eq!(elements(), [""; 0]);
+}
+
+#[test]
 fn without_mappings_nothing_is_made_and_without_a_result_nothing_works() {
     if !enter_sandbox() {
         return;
