@@ -6,6 +6,7 @@
 
 pub mod foreign;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -91,6 +92,14 @@ pub struct Claim {
     pub elements: Vec<Element>,
 }
 
+impl Claim {
+    /// The elements with their owner's remark, of which none may be there.
+    fn creation(&self, owner: &Mark) -> Op {
+        let elements = self.elements.iter().map(|element| element.clone().with_comment(owner.as_str()));
+        Op::CreateElements { set: self.set.clone(), elements: elements.collect() }
+    }
+}
+
 /// An element that is in the way of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
@@ -98,10 +107,13 @@ pub struct Taken {
     pub element: Element,
 }
 
-/// Makes `frame` (tables, sets, chains, rules) and adds the elements with their mark's remark, all in one transaction.
+/// Makes `frame` (tables, sets, chains, rules) and adds the elements with their owner's remark, all in one transaction.
 ///
 /// What is in the way goes when it is the same attachment's, left by an ADD without a DEL, or when `gives_way` says so; anything else is the
 /// `Err` inside.
+///
+/// A frame that stands is left alone: to take its rules away and make them again would cost nothing in the transaction, but the kernel lets no
+/// process end before it has waited until no packet sees the old ones (some milliseconds).
 ///
 /// # Errors
 ///
@@ -109,25 +121,29 @@ pub struct Taken {
 pub fn claim(
     frame: &Batch,
     claims: &[Claim],
-    mark: &Mark,
+    owner: &Mark,
     gives_way: impl Fn(&Element) -> bool,
 ) -> Result<Result<(), Taken>> {
-    let mut batch = frame.clone();
-    batch.extend(claims.iter().filter(|claim| !claim.elements.is_empty()).map(|claim| Op::CreateElements {
-        set: claim.set.clone(),
-        elements: claim.elements.iter().map(|element| element.clone().with_comment(mark.as_str())).collect(),
-    }));
+    let wanted = claims.iter().filter(|claim| !claim.elements.is_empty());
+    let elements: Batch = wanted.map(|claim| claim.creation(owner)).collect();
+    let whole: Batch = frame.0.iter().chain(&elements.0).cloned().collect();
     let mut nft = Nft::open()?;
+    let mut batch = if missing_rule(&mut nft, frame)?.is_none() { &elements } else { &whole };
     for _ in 0..ATTEMPTS {
-        match nft.commit(&batch) {
+        match nft.commit(batch) {
+            // The rules are there and a set is not: somebody has been at it by hand.
+            Err(error) if error.is_not_found() && batch != &whole => {
+                batch = &whole;
+                continue;
+            }
             Err(error) if error.is_exists() => {}
             other => return Ok(Ok(other?)),
         }
         let mut make_room = Batch::new();
         for claim in claims {
-            let mut in_the_way = elements(&mut nft, &claim.set)?;
+            let mut in_the_way = self::elements(&mut nft, &claim.set)?;
             in_the_way.retain(|there| claim.elements.iter().any(|wanted| wanted.key == there.key));
-            let is_ours = |there: &Element| there.comment.as_deref() == Some(mark.as_str()) || gives_way(there);
+            let is_ours = |there: &Element| there.comment.as_deref() == Some(owner.as_str()) || gives_way(there);
             if let Some(element) = in_the_way.iter().find(|there| !is_ours(there)) {
                 return Ok(Err(Taken { element: element.clone() }));
             }
@@ -182,17 +198,32 @@ pub fn check(frame: &Batch, claims: &[Claim], mark: &Mark) -> Result<()> {
             }
         }
     }
+    match missing_rule(&mut nft, frame)? {
+        Some(rule) => Err(Error::check(format!("expected rule is not there: nft {rule}"))),
+        None => Ok(()),
+    }
+}
+
+/// The first rule of a frame whose chain has fewer rules than the frame leaves in it.
+fn missing_rule<'a>(nft: &mut Nft, frame: &'a Batch) -> Result<Option<&'a Op>> {
+    let mut missing: BTreeMap<(&Table, &str), usize> = BTreeMap::new();
     for op in &frame.0 {
-        let Op::AddRule(rule) = op else { continue };
-        let is_like_it =
-            |other: &Op| matches!(other, Op::AddRule(other) if other.table == rule.table && other.chain == rule.chain);
-        let wanted = frame.0.iter().filter(|other| is_like_it(other)).count();
-        let there = nft.rules(&rule.table)?.iter().filter(|there| there.chain == rule.chain).count();
-        if there < wanted {
-            return Err(Error::check(format!("expected rule is not there: nft {op}")));
+        match op {
+            Op::FlushChain { table, chain } => drop(missing.insert((table, chain), 0)),
+            Op::AddRule(rule) => *missing.entry((&rule.table, &rule.chain)).or_default() += 1,
+            _ => {}
         }
     }
-    Ok(())
+    let tables: BTreeSet<_> = missing.keys().map(|(table, _)| *table).collect();
+    for table in tables {
+        let there = nft.rules(table)?;
+        for ((of, chain), count) in &mut missing {
+            let in_chain = there.iter().filter(|rule| *of == table && rule.chain == *chain).count();
+            *count = count.saturating_sub(in_chain);
+        }
+    }
+    let is_missing = |op: &&Op| matches!(op, Op::AddRule(rule) if missing[&(&rule.table, rule.chain.as_str())] > 0);
+    Ok(frame.0.iter().find(is_missing))
 }
 
 /// Whether nftables answers at all, for STATUS.
