@@ -31,7 +31,6 @@ use crate::conf::Conf;
 use crate::delegate;
 use crate::env::{Command, Environment};
 use crate::error::Result;
-use crate::namespace;
 use crate::plugin::Plugin;
 use crate::pod;
 use crate::result::CniResult;
@@ -47,12 +46,12 @@ impl Plugin for Bridge {
 
     fn add(&self, env: &Environment, conf: &Conf) -> Result<CniResult> {
         let config = Config::read(env, conf)?;
-        let mut cable = Cable::lay(env, &config)?;
+        let mark = Mark::of(env, conf)?;
+        let mut cable = Cable::lay(env, &config, &mark)?;
         // Back to before the ADD when something fails; the first error is the one to report. An address is given back
         // only when it was this ADD that got it: a refusal may mean that an earlier one holds it.
         let undo_cable = |cable: &mut Cable| drop(cable.remove());
         let allocated = ipam(&config, Command::Add, env, conf).inspect_err(|_| undo_cable(&mut cable))?;
-        let mark = Mark::of(env, conf)?;
         attach(env, &config, &mark, &mut cable, allocated).inspect_err(|_| {
             undo_cable(&mut cable);
             if config.mac_spoof_check {
@@ -67,9 +66,7 @@ impl Plugin for Bridge {
 
     fn del(&self, env: &Environment, conf: &Conf) -> Result<()> {
         let config = Config::read(env, conf)?;
-        if let Some(netns) = namespace::open_if_there(env)? {
-            pod::remove(&mut Netlink::open_in(&netns)?, env.ifname()?)?;
-        }
+        pod::unplug(env, &Mark::of(env, conf)?)?;
         if config.mac_spoof_check {
             spoof::remove(&Mark::of(env, conf)?)?;
         }
@@ -85,9 +82,10 @@ impl Plugin for Bridge {
         check::check(env, &config, &Mark::of(env, conf)?, &result)
     }
 
-    /// A cable goes with its namespace; what can be left behind is the IPAM plugin's, and what nftables knows of it.
+    /// Cables are found by their marks, and what nftables knows of them too; the rest is the IPAM plugin's.
     fn gc(&self, env: &Environment, conf: &Conf) -> Result<()> {
         let valid = Valid::of(conf)?;
+        pod::remove_marked(&mut Netlink::open()?, |alias| valid.is_stale(alias))?;
         spoof::remove_stale(&valid)?;
         masquerade::remove_stale(&valid)?;
         ipam(&Config::read(env, conf)?, Command::Gc, env, conf).map(|_| ())

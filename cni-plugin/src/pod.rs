@@ -6,10 +6,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use linux_net::netlink::{Link, Netlink, Op, Route, RouteScope, Veth};
+use linux_net::netlink::{Link, LinkKind, Netlink, Op, Route, RouteScope, Veth};
 use linux_net::{IfName, MacAddr, NetNs, sysctl};
 
+use crate::attachment::Mark;
+use crate::env::Environment;
 use crate::error::{Code, Error, Result};
+use crate::namespace::{self, apply};
 use crate::result::wire::is_ipv4;
 use crate::result::{CniResult, Interface};
 
@@ -17,6 +20,9 @@ use crate::result::{CniResult, Interface};
 const DAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes a cable whose far end is born in the pod, under a random name `veth` + 8 hex digits; tries another one when the name is taken.
+///
+/// The near end bears the attachment's mark as its alias (`ip link` shows it): by that DEL and GC find a cable whose pod they cannot enter. Both are
+/// asked for in one message, so that no cable is without its mark even when this process is killed.
 ///
 /// # Errors
 ///
@@ -27,6 +33,7 @@ pub fn add_veth(
     netns: &NetNs,
     mtu_bytes: u32,
     mac: Option<MacAddr>,
+    mark: Option<&Mark>,
 ) -> Result<IfName> {
     const TRIES: u32 = 10;
     let mut tries = 0;
@@ -34,15 +41,17 @@ pub fn add_veth(
         // The standard library's hasher is seeded at random: all the randomness that a name needs.
         let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
         let name: IfName = format!("veth{:08x}", random & 0xffff_ffff).parse()?;
+        tries += 1;
+        // A mark must not come onto somebody else's link, so that a name that is taken is not even tried.
+        if host.link(&name)?.is_some() && tries < TRIES {
+            continue;
+        }
         let mut veth = Veth::new(name.clone(), pod_end.clone(), Some(netns));
         veth.mtu_bytes = (mtu_bytes != 0).then_some(mtu_bytes);
         veth.peer.mac = mac;
-        tries += 1;
-        match host.apply(&Op::AddVeth(veth)) {
-            Ok(()) => return Ok(name),
-            Err(error) if error.is_exists() && tries < TRIES => {}
-            Err(error) => return Err(error.into()),
-        }
+        let alias = mark.map(|mark| Op::SetAlias { dev: name.clone(), alias: mark.to_string() });
+        apply(host, &std::iter::once(Op::AddVeth(veth)).chain(alias).collect::<Vec<_>>())?;
+        return Ok(name);
     }
 }
 
@@ -174,6 +183,31 @@ pub fn remove(netlink: &mut Netlink, name: &IfName) -> Result<()> {
         Err(error) if !error.is_not_found() => Err(error.into()),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Takes an attachment's cable away: by the pod's end, or, when the pod's namespace is not given or cannot be found any more, by the mark of the other
+/// one. There may be none.
+///
+/// # Errors
+///
+/// Code 100 when the kernel refuses.
+pub fn unplug(env: &Environment, mark: &Mark) -> Result<()> {
+    match namespace::open_if_there(env)? {
+        Some(netns) => remove(&mut Netlink::open_in(&netns)?, env.ifname()?),
+        None => remove_marked(&mut Netlink::open()?, |alias| alias == mark.as_str()),
+    }
+}
+
+/// Deletes the cables whose mark says so.
+///
+/// # Errors
+///
+/// Code 100 when the kernel refuses.
+pub fn remove_marked(host: &mut Netlink, is_doomed: impl Fn(&str) -> bool) -> Result<()> {
+    let links = host.links()?;
+    let marked =
+        links.iter().filter(|link| link.kind == LinkKind::Veth && link.alias.as_deref().is_some_and(&is_doomed));
+    marked.map(|link| &link.name).try_for_each(|name| remove(host, name))
 }
 
 /// CHECK of the pod's end: MAC, addresses and routes are those of the result. `index` is its place in the result's list.

@@ -85,11 +85,11 @@ impl Plugin for Ptp {
 
     fn add(&self, env: &Environment, conf: &Conf) -> Result<CniResult> {
         let config = Config::read(env, conf)?;
-        let mut cable = Cable::lay(env, &config)?;
+        let mark = Mark::of(env, conf)?;
+        let mut cable = Cable::lay(env, &config, &mark)?;
         // Back to before the ADD when something fails; the first error is the one to report.
         let undo_cable = |cable: &mut Cable| drop(pod::remove(&mut cable.host, &cable.host_end));
         let allocated = config.ipam(Command::Add, env, conf).inspect_err(|_| undo_cable(&mut cable))?;
-        let mark = Mark::of(env, conf)?;
         attach(env, &config, &mark, &mut cable, allocated).inspect_err(|_| {
             undo_cable(&mut cable);
             if config.ip_masq {
@@ -101,9 +101,7 @@ impl Plugin for Ptp {
 
     fn del(&self, env: &Environment, conf: &Conf) -> Result<()> {
         let config = Config::read(env, conf)?;
-        if let Some(netns) = namespace::open_if_there(env)? {
-            pod::remove(&mut Netlink::open_in(&netns)?, env.ifname()?)?;
-        }
+        pod::unplug(env, &Mark::of(env, conf)?)?;
         // Only now: an address that is free must not be on an interface any more.
         config.ipam(Command::Del, env, conf)?;
         if config.ip_masq { masquerade::remove(env, conf) } else { Ok(()) }
@@ -130,9 +128,11 @@ impl Plugin for Ptp {
         pod::check(&mut pod, &link, &result, index)
     }
 
-    /// A cable goes with its namespace; what can be left behind is the IPAM plugin's.
+    /// Cables are found by their marks, and what nftables knows of them too; the rest is the IPAM plugin's.
     fn gc(&self, env: &Environment, conf: &Conf) -> Result<()> {
-        masquerade::remove_stale(&Valid::of(conf)?)?;
+        let valid = Valid::of(conf)?;
+        pod::remove_marked(&mut Netlink::open()?, |alias| valid.is_stale(alias))?;
+        masquerade::remove_stale(&valid)?;
         Config::read(env, conf)?.ipam(Command::Gc, env, conf).map(|_| ())
     }
 
@@ -151,12 +151,12 @@ struct Cable {
 }
 
 impl Cable {
-    fn lay(env: &Environment, config: &Config) -> Result<Self> {
+    fn lay(env: &Environment, config: &Config, mark: &Mark) -> Result<Self> {
         let netns = namespace::open(env)?;
         let (mut host, mut pod) = (Netlink::open()?, Netlink::open_in(&netns)?);
         let pod_end = env.ifname()?.clone();
         pod::must_be_free(&mut pod, &pod_end)?;
-        let host_end = pod::add_veth(&mut host, &pod_end, &netns, config.mtu, None)?;
+        let host_end = pod::add_veth(&mut host, &pod_end, &netns, config.mtu, None, Some(mark))?;
         Ok(Self { host, pod, netns, host_end, pod_end })
     }
 }

@@ -267,6 +267,38 @@ fn a_pod_cannot_send_from_another_mac_address() {
 }
 
 #[test]
+fn a_cable_is_found_by_its_mark_when_its_pod_cannot_be_entered() {
+    if !enter_sandbox() {
+        return;
+    }
+    let (plugins, data) = (install_ours(), tempfile::tempdir().unwrap());
+    let bridge = bridge_conf(data.path(), json!({}));
+    let ptp = json!({
+        "cniVersion": "1.1.0", "name": "lab", "type": "ptp",
+        "ipam": {"type": "host-local", "dataDir": data.path(), "ranges": [[{"subnet": "10.9.0.0/24"}]]},
+    });
+    for (kind, conf) in [("bridge", bridge), ("ptp", ptp)] {
+        let calls = ["c1", "c2", "c3"].map(|name| Call::new(plugins.path(), kind, name, &netns(name)));
+        for call in &calls {
+            call.run("ADD", &conf).ok();
+        }
+        let cables = || ip("", "link show type veth").as_array().unwrap().len();
+        // The runtime no longer knows where the namespace is, and something in it is still running.
+        calls[0].clone().with("CNI_NETNS", "").run("DEL", &conf).ok();
+        assert_eq!(cables(), 2, "{kind}");
+        let mut gc = conf.clone();
+        gc["cni.dev/valid-attachments"] = json!([{"containerID": "c3", "ifname": "eth0"}]);
+        calls[0].run("GC", &gc).ok();
+        assert_eq!(cables(), 1, "{kind}");
+        assert!(succeeds("ip netns exec c3 ping -c1 -W1 10.9.0.1"), "{kind}");
+        calls[2].run("DEL", &conf).ok();
+        assert_eq!(cables(), 0, "{kind}");
+        assert!(files(&data.path().join("lab")).keys().all(|name| !name.starts_with("10.")));
+        sh("ip netns del c1; ip netns del c2; ip netns del c3; ip link del cni0 2>/dev/null || true");
+    }
+}
+
+#[test]
 fn an_interface_that_is_to_stay_down_stays_down() {
     if !enter_sandbox() {
         return;

@@ -39,13 +39,13 @@ impl Cable {
     ///
     /// Code 100 when the pod has an interface of that name (a second ADD), and whatever the kernel refuses. Nothing of
     /// a cable is left then.
-    pub fn lay(env: &Environment, config: &Config) -> Result<Self> {
+    pub fn lay(env: &Environment, config: &Config, mark: &Mark) -> Result<Self> {
         let netns = namespace::open(env)?;
         let (mut host, mut pod) = (Netlink::open()?, Netlink::open_in(&netns)?);
         let pod_end = env.ifname()?.clone();
         pod::must_be_free(&mut pod, &pod_end)?;
         ensure_bridge(&mut host, config)?;
-        let host_end = pod::add_veth(&mut host, &pod_end, &netns, config.mtu, config.mac)?;
+        let host_end = pod::add_veth(&mut host, &pod_end, &netns, config.mtu, config.mac, Some(mark))?;
         Ok(Self { host, pod, netns, bridge: config.bridge.clone(), host_end, pod_end })
     }
 
@@ -234,7 +234,7 @@ fn vlan_interface(host: &mut Netlink, config: &Config) -> Result<IfName> {
         return Ok(name);
     }
     let mtu = pod::required(host, &config.bridge)?.mtu_bytes;
-    let port = pod::add_veth(host, &name, &NetNs::current()?, mtu, None)?;
+    let port = pod::add_veth(host, &name, &NetNs::current()?, mtu, None, None)?;
     let ops = [
         Op::SetMaster { dev: port.clone(), master: Some(config.bridge.clone()) },
         Op::SetUp { dev: port.clone() },
