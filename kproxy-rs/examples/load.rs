@@ -8,6 +8,10 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use kproxy_rs::apply::Kernel;
+use kproxy_rs::config::LocalClients;
+use kproxy_rs::diff::Layouts;
+use kproxy_rs::family::Family;
+use kproxy_rs::node::Node;
 use kproxy_rs::objects::{Event, Key, Objects};
 use kproxy_rs::plan::Planner;
 use kproxy_rs::service::ServiceName;
@@ -21,8 +25,10 @@ fn main() -> anyhow::Result<()> {
     let count: u32 = std::env::args().nth(1).map_or(Ok(10_000), |text| text.parse())?;
     let mut out = std::io::stdout();
     let mut objects = Objects::default();
-    let mut planner = Planner::new("w1");
-    let mut kernel = Kernel::open(Layout::new(&["11.0.0.0/8".parse()?], 14))?;
+    let mut planner = Planner::new(Node::new("w1"));
+    let pods = LocalClients::Networks(vec!["11.0.0.0/8".parse()?]);
+    let layout = |family| Layout::new(family, &pods, &[], 14);
+    let mut kernel = Kernel::open(Layouts { ipv4: layout(Family::V4), ipv6: layout(Family::V6) })?;
 
     let start = Instant::now();
     objects.handle_event(Event::Listed((0..count).flat_map(service).collect()));

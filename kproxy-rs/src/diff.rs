@@ -5,10 +5,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use linux_net::nft::{Batch, Op, Set};
+use linux_net::nft::{Batch, Element, Op, Set};
 
 use crate::entry::Entry;
-use crate::table::{Layout, elements};
+use crate::family::{FAMILIES, Family};
+use crate::table::{Layout, element};
+
+/// The layouts of both families.
+#[derive(Debug, Clone)]
+pub struct Layouts {
+    /// That of `table ip kproxy`.
+    pub ipv4: Layout,
+    /// That of `table ip6 kproxy`.
+    pub ipv6: Layout,
+}
 
 /// Entries to delete and to add, each list in order and without duplicates.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -17,6 +27,22 @@ pub struct Change {
     pub removed: Vec<Entry>,
     /// Entries that the kernel lacks.
     pub added: Vec<Entry>,
+}
+
+impl Layouts {
+    /// That of one family.
+    #[must_use]
+    pub fn of(&self, family: Family) -> &Layout {
+        match family {
+            Family::V4 => &self.ipv4,
+            Family::V6 => &self.ipv6,
+        }
+    }
+
+    /// Both.
+    pub fn iter(&self) -> impl Iterator<Item = &Layout> {
+        FAMILIES.into_iter().map(|family| self.of(family))
+    }
 }
 
 impl Change {
@@ -38,60 +64,54 @@ impl Change {
     /// Says whether chains come or go, and not only elements of maps and sets.
     #[must_use]
     pub fn touches_chains(&self) -> bool {
-        self.removed.iter().chain(&self.added).any(|entry| matches!(entry, Entry::Class(_)))
+        self.removed.iter().chain(&self.added).any(|entry| matches!(entry, Entry::Class { .. } | Entry::Learn { .. }))
     }
 
     /// The batch for the kernel.
     ///
-    /// Deletions go first, since a map refuses a second value for a key that it has; a class's chain is made before, and deleted
+    /// Deletions go first, since a map refuses a second value for a key that it has; a chain is made before, and deleted
     /// after, the element that points to it.
     #[must_use]
-    pub fn batch(&self, layout: &Layout) -> Batch {
+    pub fn batch(&self, layouts: &Layouts) -> Batch {
         let mut batch = Batch::new();
-        batch.extend(grouped(layout, &self.removed).into_iter().map(|(set, entries)| Op::DelElements {
-            set: set.clone(),
-            elements: entries.into_iter().flat_map(elements).collect(),
-        }));
-        batch.extend(classes(&self.added).flat_map(|class| layout.create_class(class)));
-        batch.extend(additions(layout, &self.added));
-        batch.extend(classes(&self.removed).flat_map(|class| layout.delete_class(class)));
+        let removed = grouped(layouts, &self.removed).into_iter();
+        batch.extend(removed.map(|(set, elements)| Op::DelElements { set: set.clone(), elements }));
+        batch.extend(self.added.iter().flat_map(|entry| layouts.of(entry.family()).create_chain(entry)));
+        batch.extend(additions(layouts, &self.added));
+        batch.extend(self.removed.iter().flat_map(|entry| layouts.of(entry.family()).delete_chain(entry)));
         batch
     }
 }
 
-/// The batch that puts the whole table in place of whatever bears its name, or of nothing.
+/// The batch that puts the whole of both tables in place of whatever bears their name, or of nothing.
 #[must_use]
-pub fn replacement<'a>(layout: &Layout, entries: impl Iterator<Item = &'a Entry> + Clone) -> Batch {
+pub fn replacement<'a>(layouts: &Layouts, entries: impl Iterator<Item = &'a Entry> + Clone) -> Batch {
     let mut batch = Batch::new();
-    batch.extend(layout.delete());
-    batch.extend(layout.create());
-    batch.extend(classes(entries.clone()).flat_map(|class| layout.create_class(class)));
-    batch.extend(additions(layout, entries));
+    for layout in layouts.iter() {
+        batch.extend(layout.delete());
+        batch.extend(layout.create());
+    }
+    batch.extend(entries.clone().flat_map(|entry| layouts.of(entry.family()).create_chain(entry)));
+    batch.extend(additions(layouts, entries));
     batch
 }
 
-fn additions<'a>(layout: &Layout, entries: impl IntoIterator<Item = &'a Entry>) -> Vec<Op> {
-    let groups = grouped(layout, entries).into_iter();
-    groups
-        .map(|(set, entries)| Op::AddElements {
-            set: set.clone(),
-            elements: entries.into_iter().flat_map(elements).collect(),
-        })
-        .collect()
+fn additions<'a>(layouts: &Layouts, entries: impl IntoIterator<Item = &'a Entry>) -> Vec<Op> {
+    let groups = grouped(layouts, entries).into_iter();
+    groups.map(|(set, elements)| Op::AddElements { set: set.clone(), elements }).collect()
 }
 
-/// The entries of each set, so that each set is named once in a batch.
-fn grouped<'a, 'b>(
-    layout: &'a Layout,
+/// The elements of each set, so that each set is named once in a batch.
+pub fn grouped<'a, 'b>(
+    layouts: &'a Layouts,
     entries: impl IntoIterator<Item = &'b Entry>,
-) -> BTreeMap<&'a Set, Vec<&'b Entry>> {
-    let mut groups: BTreeMap<&Set, Vec<&Entry>> = BTreeMap::new();
+) -> Vec<(&'a Set, Vec<Element>)> {
+    let mut groups: BTreeMap<(Family, &str), (&Set, Vec<Element>)> = BTreeMap::new();
     for entry in entries {
-        groups.entry(layout.set_of(entry)).or_default().push(entry);
+        let family = entry.family();
+        if let (Some(set), Some(element)) = (layouts.of(family).set_of(entry), element(entry)) {
+            groups.entry((family, &set.name)).or_insert_with(|| (set, Vec::new())).1.push(element);
+        }
     }
-    groups
-}
-
-fn classes<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> impl Iterator<Item = crate::tag::Class> {
-    entries.into_iter().filter_map(|entry| if let Entry::Class(class) = entry { Some(*class) } else { None })
+    groups.into_values().collect()
 }

@@ -5,14 +5,17 @@
 //!
 //! Source: Kubernetes API `discovery/v1` EndpointSlice; KEP-1669 (terminating endpoints), `pkg/proxy/topology.go`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use k8s_openapi::api::discovery::v1 as api;
 
+use crate::entry::Target;
 use crate::error::ObjectError;
-use crate::service::{Protocol, ServiceName, ServicePort, TrafficPolicy};
+use crate::family::Family;
+use crate::node::Node;
+use crate::service::{Protocol, ServiceName, ServicePort, TrafficPolicy, Weights};
 
 /// The label that names a slice's Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -24,6 +27,8 @@ pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub struct Slice {
     /// The Service it belongs to.
     pub service: ServiceName,
+    /// The family of all its addresses.
+    pub family: Family,
     /// The endpoints it lists.
     pub endpoints: Vec<Endpoint>,
     /// The ports that all of them serve.
@@ -34,11 +39,17 @@ pub struct Slice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The pod's address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// What it can be used for.
     pub condition: Condition,
     /// The worker it runs on, if the slice says so.
     pub node: Option<String>,
+    /// The name of the pod, if the slice says so.
+    pub pod: Option<String>,
+    /// The zones whose clients should prefer it; empty for no hint.
+    pub zones: Vec<String>,
+    /// The workers whose clients should prefer it; empty for no hint.
+    pub nodes: Vec<String>,
 }
 
 /// What an endpoint can be used for.
@@ -66,8 +77,8 @@ pub struct SlicePort {
 /// What remains of a Service's endpoints for one kind of traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice<T> {
-    /// Connections are spread evenly over these, sorted; never empty.
-    Spread(BTreeSet<T>),
+    /// Connections are spread over these, sorted, each with its weight; never empty, and some weight is not 0.
+    Spread(Vec<(T, u8)>),
     /// There is none in the cluster: refuse, so that the client knows at once.
     Refuse,
     /// There are some, but policy Local excludes all of them: drop, so that a load balancer in front tries another worker.
@@ -77,7 +88,7 @@ pub enum Choice<T> {
 impl Slice {
     /// Takes from a Kubernetes object what the proxy needs.
     ///
-    /// `None` for a slice that is of no use to us: of IPv6 addresses or host names, of a headless Service, or of none at all.
+    /// `None` for a slice that is of no use to us: of host names, of a headless Service, or of none at all.
     ///
     /// # Errors
     ///
@@ -87,10 +98,17 @@ impl Slice {
         let is_headless = labels.is_some_and(|labels| labels.contains_key(HEADLESS_LABEL));
         let service =
             labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL)).filter(|name| !name.is_empty() && !is_headless);
-        let Some(service) = service.filter(|_| object.address_type == "IPv4") else { return Ok(None) };
+        let family = match object.address_type.as_str() {
+            "IPv4" => Family::V4,
+            "IPv6" => Family::V6,
+            _ => return Ok(None),
+        };
+        let Some(service) = service else { return Ok(None) };
+        let endpoints = object.endpoints.iter().map(|endpoint| Endpoint::from_object(endpoint, family));
         Ok(Some(Self {
             service: ServiceName::new(namespace, service),
-            endpoints: object.endpoints.iter().map(Endpoint::from_object).collect::<Result<_, _>>()?,
+            family,
+            endpoints: endpoints.collect::<Result<_, _>>()?,
             ports: object
                 .ports
                 .iter()
@@ -102,15 +120,15 @@ impl Slice {
 }
 
 impl Endpoint {
-    fn from_object(endpoint: &api::Endpoint) -> Result<Self, ObjectError> {
+    fn from_object(endpoint: &api::Endpoint, family: Family) -> Result<Self, ObjectError> {
         // All addresses of one endpoint are the same pod's; clients may be content with the first.
         let text = endpoint
             .addresses
             .first()
             .ok_or_else(|| ObjectError::field("endpoints.addresses", "an endpoint needs an address"))?;
-        let address: Ipv4Addr = text
-            .parse()
-            .map_err(|_| ObjectError::field("endpoints.addresses", format!("`{text}` is not an IPv4 address")))?;
+        let address: Option<IpAddr> = text.parse().ok().filter(|address| Family::of(*address) == family);
+        let address = address
+            .ok_or_else(|| ObjectError::field("endpoints.addresses", format!("`{text}` is not an {family} address")))?;
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
             return Err(ObjectError::field("endpoints.addresses", format!("{address} cannot be the address of a pod")));
         }
@@ -124,7 +142,25 @@ impl Endpoint {
             (false, true) => Condition::TerminatingButServing,
             (false, false) => Condition::NotReady,
         };
-        Ok(Self { address, condition, node: endpoint.node_name.clone() })
+        let hints = endpoint.hints.as_ref();
+        Ok(Self {
+            address,
+            condition,
+            node: endpoint.node_name.clone(),
+            pod: endpoint.target_ref.as_ref().and_then(|target| target.name.clone()),
+            zones: hints
+                .and_then(|hints| hints.for_zones.as_ref())
+                .into_iter()
+                .flatten()
+                .map(|zone| zone.name.clone())
+                .collect(),
+            nodes: hints
+                .and_then(|hints| hints.for_nodes.as_ref())
+                .into_iter()
+                .flatten()
+                .map(|node| node.name.clone())
+                .collect(),
+        })
     }
 }
 
@@ -140,70 +176,104 @@ impl SlicePort {
     }
 }
 
-/// Chooses where connections to `port` go: merged over all slices, each address and port once.
-///
-/// `node` is the name of this worker, which only policy Local asks for.
-pub fn choose_for_port<'a>(
+/// An endpoint that several slices may list, as it counts.
+#[derive(Debug, Clone, Copy)]
+struct Candidate<'a> {
+    condition: Condition,
+    is_local: bool,
+    endpoint: &'a Endpoint,
+}
+
+/// The candidates for one port of a Service: merged over all slices, each address and port once.
+#[derive(Debug)]
+pub struct Candidates<'a, T>(BTreeMap<T, Candidate<'a>>);
+
+/// Finds the candidates for connections to `port`, on this worker `node` and elsewhere.
+pub fn candidates_for_port<'a>(
     slices: impl IntoIterator<Item = &'a Slice>,
     port: &ServicePort,
-    policy: TrafficPolicy,
-    node: &str,
-) -> Choice<SocketAddrV4> {
+    node: &Node,
+) -> Candidates<'a, Target> {
     let targets = slices.into_iter().flat_map(|slice| {
         let ports = slice.ports.iter().filter(|own| own.name == port.name && own.protocol == port.protocol);
-        ports.flat_map(|own| {
-            slice.endpoints.iter().map(|endpoint| (SocketAddrV4::new(endpoint.address, own.port.get()), endpoint))
+        let ports: Vec<NonZeroU16> = ports.map(|own| own.port).collect();
+        ports.into_iter().flat_map(|port| {
+            slice.endpoints.iter().map(move |endpoint| (Target { address: endpoint.address, port }, endpoint))
         })
     });
-    choose(targets, policy, node)
+    Candidates::merged(targets, node)
 }
 
-/// Chooses where packets of all protocols go: whatever the slices say of ports, each address once.
-pub fn choose_for_any<'a>(
-    slices: impl IntoIterator<Item = &'a Slice>,
-    policy: TrafficPolicy,
-    node: &str,
-) -> Choice<Ipv4Addr> {
-    choose(
-        slices.into_iter().flat_map(|slice| &slice.endpoints).map(|endpoint| (endpoint.address, endpoint)),
-        policy,
-        node,
-    )
+/// Finds the candidates for packets of all protocols: whatever the slices say of ports, each address once.
+pub fn candidates_for_any<'a>(slices: impl IntoIterator<Item = &'a Slice>, node: &Node) -> Candidates<'a, IpAddr> {
+    let endpoints = slices.into_iter().flat_map(|slice| &slice.endpoints);
+    Candidates::merged(endpoints.map(|endpoint| (endpoint.address, endpoint)), node)
 }
 
-/// Ready endpoints; if there are none, those that terminate but still serve; with policy Local, of this worker's own.
-fn choose<'a, T: Ord + Copy>(
-    targets: impl Iterator<Item = (T, &'a Endpoint)>,
-    policy: TrafficPolicy,
-    node: &str,
-) -> Choice<T> {
-    // Two slices may disagree about an endpoint that moves between them; the better condition counts.
-    let mut merged: BTreeMap<T, (Condition, bool)> = BTreeMap::new();
-    for (target, endpoint) in targets {
-        let is_local = endpoint.node.as_deref() == Some(node);
-        let (condition, was_local) = merged.entry(target).or_insert((endpoint.condition, is_local));
-        if endpoint.condition.rank() > condition.rank() {
-            *condition = endpoint.condition;
+impl<'a, T: Ord + Copy> Candidates<'a, T> {
+    fn merged(targets: impl Iterator<Item = (T, &'a Endpoint)>, node: &Node) -> Self {
+        // Two slices may disagree about an endpoint that moves between them; the better condition counts.
+        let mut merged: BTreeMap<T, Candidate<'a>> = BTreeMap::new();
+        for (target, endpoint) in targets {
+            let is_local = endpoint.node.as_deref() == Some(node.name.as_str());
+            let condition = endpoint.condition;
+            let candidate = merged.entry(target).or_insert(Candidate { condition, is_local, endpoint });
+            if condition.rank() > candidate.condition.rank() {
+                (candidate.condition, candidate.endpoint) = (condition, endpoint);
+            }
+            candidate.is_local |= is_local;
         }
-        *was_local |= is_local;
+        Self(merged)
     }
-    let usable = |is_candidate: &dyn Fn(bool) -> bool| {
-        let of = |wanted| {
-            merged.iter().filter(move |(_, (c, local))| *c == wanted && is_candidate(*local)).map(|(target, _)| *target)
+
+    /// Chooses for a policy: ready endpoints; if there are none, those that terminate but still serve. With policy Local those of this
+    /// worker alone; with policy Cluster those near this worker, where hints say which.
+    #[must_use]
+    pub fn choose(&self, policy: TrafficPolicy, node: &Node, weights: &Weights) -> Choice<T> {
+        let everywhere = self.usable(|_| true);
+        let chosen = match policy {
+            TrafficPolicy::Cluster => near(&everywhere, node),
+            TrafficPolicy::Local => self.usable(|candidate| candidate.is_local),
         };
-        let ready: BTreeSet<T> = of(Condition::Ready).collect();
-        if ready.is_empty() { of(Condition::TerminatingButServing).collect() } else { ready }
-    };
-    let everywhere = usable(&|_| true);
-    let chosen = match policy {
-        TrafficPolicy::Cluster => everywhere.clone(),
-        TrafficPolicy::Local => usable(&|is_local| is_local),
-    };
-    match (chosen.is_empty(), everywhere.is_empty()) {
-        (false, _) => Choice::Spread(chosen),
-        (true, false) => Choice::Drop,
-        (true, true) => Choice::Refuse,
+        let weighted: Vec<(T, u8)> =
+            chosen.iter().map(|(target, endpoint)| (*target, weights.of(endpoint.pod.as_deref()))).collect();
+        match (weighted.iter().any(|(_, weight)| *weight > 0), everywhere.is_empty()) {
+            (true, _) => Choice::Spread(weighted),
+            // All are weighted 0, or none is here.
+            (false, false) => Choice::Drop,
+            (false, true) => Choice::Refuse,
+        }
     }
+
+    /// How many of this worker's endpoints take connections: what a load balancer asks for.
+    #[must_use]
+    pub fn local_count(&self) -> usize {
+        self.usable(|candidate| candidate.is_local).len()
+    }
+
+    fn usable(&self, is_candidate: impl Fn(&Candidate<'a>) -> bool) -> Vec<(T, &'a Endpoint)> {
+        let of = |wanted| {
+            let candidates =
+                self.0.iter().filter(|(_, candidate)| candidate.condition == wanted && is_candidate(candidate));
+            candidates.map(|(target, candidate)| (*target, candidate.endpoint)).collect::<Vec<_>>()
+        };
+        let ready = of(Condition::Ready);
+        if ready.is_empty() { of(Condition::TerminatingButServing) } else { ready }
+    }
+}
+
+/// Keeps the endpoints whose hints name this worker, or else its zone, provided that every endpoint has such a hint and one names us.
+///
+/// Source: Kubernetes `pkg/proxy/topology.go`, `canUseTopology`: half of a hint is none, since the others would be overloaded.
+fn near<'a, T: Copy>(all: &[(T, &'a Endpoint)], node: &Node) -> Vec<(T, &'a Endpoint)> {
+    let by = |hints: fn(&Endpoint) -> &Vec<String>, own: &str| {
+        let complete = all.iter().all(|(_, endpoint)| !hints(endpoint).is_empty());
+        let near: Vec<_> =
+            all.iter().filter(|(_, endpoint)| hints(endpoint).iter().any(|hint| hint == own)).copied().collect();
+        (complete && !near.is_empty()).then_some(near)
+    };
+    let by_zone = || by(|endpoint| &endpoint.zones, node.zone.as_deref()?);
+    by(|endpoint| &endpoint.nodes, &node.name).or_else(by_zone).unwrap_or_else(|| all.to_vec())
 }
 
 impl Condition {
@@ -228,12 +298,17 @@ mod tests {
     }
 
     fn http() -> ServicePort {
-        ServicePort { name: "http".to_owned(), protocol: Protocol::Tcp, port: NonZeroU16::new(80).unwrap() }
+        let port = NonZeroU16::new(80).unwrap();
+        ServicePort { name: "http".to_owned(), protocol: Protocol::Tcp, port, node_port: None }
+    }
+
+    fn w1() -> Node {
+        Node { name: "w1".to_owned(), zone: Some("east".to_owned()) }
     }
 
     fn choice(slices: &[Slice], policy: TrafficPolicy) -> Vec<String> {
-        match choose_for_port(slices, &http(), policy, "w1") {
-            Choice::Spread(targets) => targets.iter().map(ToString::to_string).collect(),
+        match candidates_for_port(slices, &http(), &w1()).choose(policy, &w1(), &Weights::default()) {
+            Choice::Spread(targets) => targets.iter().map(|(target, _)| target.to_string()).collect(),
             Choice::Refuse => vec!["refuse".to_owned()],
             Choice::Drop => vec!["drop".to_owned()],
         }
@@ -271,12 +346,14 @@ mod tests {
     fn a_port_of_another_name_or_protocol_has_no_endpoints() {
         let slices = [slice(&json!([{"addresses": ["11.0.0.1"]}]))];
         let metrics = ServicePort { name: "metrics".to_owned(), ..http() };
-        assert_eq!(choose_for_port(&slices, &metrics, TrafficPolicy::Cluster, "w1"), Choice::Refuse);
-        let udp = ServicePort { protocol: Protocol::Udp, ..http() };
-        assert_eq!(choose_for_port(&slices, &udp, TrafficPolicy::Cluster, "w1"), Choice::Refuse);
+        let choose = |port: &ServicePort| {
+            candidates_for_port(&slices, port, &w1()).choose(TrafficPolicy::Cluster, &w1(), &Weights::default())
+        };
+        assert_eq!(choose(&metrics), Choice::Refuse);
+        assert_eq!(choose(&ServicePort { protocol: Protocol::Udp, ..http() }), Choice::Refuse);
         assert_eq!(
-            choose_for_any(&slices, TrafficPolicy::Cluster, "w1"),
-            Choice::Spread([Ipv4Addr::new(11, 0, 0, 1)].into())
+            candidates_for_any(&slices, &w1()).choose(TrafficPolicy::Cluster, &w1(), &Weights::default()),
+            Choice::Spread(vec![([11, 0, 0, 1].into(), 1)])
         );
     }
 
@@ -288,11 +365,48 @@ mod tests {
             Slice::from_object("shop", &serde_json::from_value(object).unwrap())
         };
         let label = json!({SERVICE_NAME_LABEL: "web"});
-        assert_eq!(read("IPv6", label.clone(), "fd00::1").unwrap(), None);
+        assert_eq!(read("FQDN", label.clone(), "web.example.org").unwrap(), None);
+        assert_eq!(read("IPv6", label.clone(), "fd00::1").unwrap().unwrap().family, Family::V6);
         assert_eq!(read("IPv4", json!({}), "11.0.0.1").unwrap(), None);
         assert_eq!(read("IPv4", json!({SERVICE_NAME_LABEL: "web", HEADLESS_LABEL: ""}), "11.0.0.1").unwrap(), None);
         let refusal = read("IPv4", label.clone(), "11.0.0.256").unwrap_err().to_string();
         assert_eq!(refusal, "endpoints.addresses: `11.0.0.256` is not an IPv4 address");
         assert!(read("IPv4", label, "127.0.0.1").is_err());
+    }
+
+    #[test]
+    fn hints_keep_traffic_near_when_they_are_complete() {
+        let east = json!({"addresses": ["11.0.0.1"], "hints": {"forZones": [{"name": "east"}]}});
+        let west = json!({"addresses": ["11.0.0.2"], "hints": {"forZones": [{"name": "west"}]}});
+        let none = json!({"addresses": ["11.0.0.3"]});
+        let here =
+            json!({"addresses": ["11.0.0.4"], "hints": {"forNodes": [{"name": "w1"}], "forZones": [{"name": "east"}]}});
+        let cluster = |endpoints: Value| choice(&[slice(&endpoints)], TrafficPolicy::Cluster);
+        assert_eq!(cluster(json!([east, west])), ["11.0.0.1:8080"]);
+        assert_eq!(cluster(json!([east, west, none])).len(), 3, "one lacks a hint");
+        assert_eq!(cluster(json!([west])), ["11.0.0.2:8080"], "nobody is near");
+        assert_eq!(cluster(json!([here])), ["11.0.0.4:8080"]);
+        assert_eq!(cluster(json!([here, east])).len(), 2, "hints for workers are not complete, those for zones are");
+    }
+
+    #[test]
+    fn an_endpoint_weighted_0_gets_nothing() {
+        let pod = |last: u8, name: &str| json!({"addresses": [format!("11.0.0.{last}")], "targetRef": {"kind": "Pod", "name": name}});
+        let slices = [slice(&json!([pod(1, "blue-1"), pod(2, "green-1")]))];
+        let weights = |text: &str| {
+            let object = json!({"metadata": {"annotations": {crate::service::WEIGHTS_ANNOTATION: text}},
+                "spec": {"clusterIP": "100.64.0.1", "ports": [{"port": 80}]}});
+            crate::service::Service::from_object(&serde_json::from_value(object).unwrap()).unwrap().unwrap().weights
+        };
+        let choose = |text| {
+            let candidates = candidates_for_port(&slices, &http(), &w1());
+            match candidates.choose(TrafficPolicy::Cluster, &w1(), &weights(text)) {
+                Choice::Spread(targets) => targets.iter().map(|(_, weight)| *weight).collect(),
+                Choice::Refuse | Choice::Drop => vec![],
+            }
+        };
+        assert_eq!(choose("blue=9"), [9, 1]);
+        assert_eq!(choose("blue=0"), [0, 1]);
+        assert_eq!(choose("blue=0,green=0"), [0; 0]);
     }
 }

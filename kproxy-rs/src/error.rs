@@ -61,6 +61,9 @@ pub enum SourceError {
 /// Why the proxy cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Flags that do not go together.
+    #[error("{0}")]
+    Configuration(String),
     /// A port is taken, or not ours to take.
     #[error("cannot listen on {address}; choose another with {flag}")]
     Listen {

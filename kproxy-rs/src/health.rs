@@ -75,6 +75,8 @@ pub struct Metrics {
     pub failures: Counter,
     /// `kubeproxy_table_repairs_total`, which kube-proxy has not: times that somebody else's change was undone.
     pub repairs: Counter,
+    /// `kubeproxy_conntrack_reconciler_deleted_entries_total`
+    pub ended_flows: Counter,
     /// `kubeproxy_table_entries`, which kube-proxy has not.
     pub entries: Gauge,
     /// `kubeproxy_skipped_objects`, which kube-proxy has not.
@@ -110,6 +112,12 @@ impl Health {
     pub fn new() -> Self {
         let metrics = Metrics::default();
         let mut all = Registry::with_prefix("kubeproxy");
+        let conntrack = all.sub_registry_with_prefix("conntrack_reconciler");
+        conntrack.register(
+            "deleted_entries",
+            "Connections to endpoints that have gone, ended",
+            metrics.ended_flows.clone(),
+        );
         let rules = all.sub_registry_with_prefix("sync_proxy_rules");
         rules.register("duration_seconds", "Time to plan and commit a change", metrics.sync_seconds.0.clone());
         rules.register(

@@ -1,14 +1,15 @@
-//! The service proxy of a worker: makes the ClusterIPs of Services lead to their endpoints.
+//! The service proxy of a worker: makes the addresses of Services lead to their endpoints.
 //!
 //! A Service has an address that no machine has. Pods send to it all the same, and the worker that a packet starts on
 //! rewrites its destination to one of the Service's endpoints before it looks for a route. The kernel does the
-//! rewriting, by one nftables table; this daemon only keeps the table right. When it ends, the table goes on to serve.
+//! rewriting, by one nftables table for each family of addresses; this daemon only keeps the tables right. When it ends,
+//! they go on to serve.
 //!
 //! ```text
 //!        etcd                                   this process                                     kernel
 //!  services/specs/… ──┐              objects      plan        diff                        nft list table ip kproxy
-//!  endpointslices/… ──┴─ watch ───►  what is ──► what must ──► what to ──► one batch ───►   maps, sets, chains
-//!                                    there       be there      change      (atomic)
+//!  endpointslices/… ──┼─ watch ───►  what is ──► what must ──► what to ──► one batch ───►   maps, sets, chains
+//!  minions/… ─────────┘              there       be there      change      (atomic)
 //! ```
 //!
 //! # The table
@@ -16,25 +17,41 @@
 //! Every connection gets a *tag* in its conntrack mark ([`tag`]): whose it is, and over how many endpoints to spread.
 //!
 //! ```text
-//! map  front    address . protocol . port : tag     100.64.11.1 . tcp . 8000 : 0x0020a1b2
-//! map  any      address : tag                       VIPs that answer every protocol
-//! map  class    class bits of the tag : verdict     0x00200000 : goto lb-2
-//! map  eps      id . protocol . slot : address . port
-//! map  anyeps   id . slot : address
-//! set  pods     where pods live
-//! set  vips     ClusterIPs that are served
-//! set  hairpin  address . address                   pods of this worker that may be sent to themselves
+//! map  front      address . protocol . port : tag     100.64.11.1 . tcp . 8000 : 0x0020a1b2
+//! map  nodeports  protocol . port : tag               the same on every address of this worker
+//! map  any        address : tag                       VIPs that answer every protocol
+//! map  anyview    tag : tag                           policy Local: what pods and this worker get instead
+//! map  vacant     slots of the tag : verdict          nobody there: drop, or goto refuse
+//! map  class      class bits of the tag : verdict     0x00200000 : goto lb-2
+//! map  eps        id . protocol . slot : address . port
+//! map  anyeps     id . slot : address
+//! map  sticky     id : verdict                        jump learn-10800
+//! map  aff        client . id . protocol : address . port    session affinity; filled by packets, each with its timeout
+//! set  ranged     tag                                 load balancers that not everybody may use …
+//! set  ranges     tag . address                       … and who may
+//! set  pods       where pods live
+//! set  nodeips    with --nodeport-addresses: where NodePorts are
+//! set  vips       ClusterIPs that are served
+//! set  hairpin    address . address                   pods of this worker that may be sent to themselves
 //!
-//! chain pre, out    (nat, prerouting and output)    jump services
-//! chain services    tag := front[daddr, protocol, dport], goto dispatch
-//!                   tag := any[daddr], goto dispatch
-//!                   daddr in vips: goto refuse
-//! chain dispatch    saddr not in pods: mark the packet for masquerading
-//!                   tag & class bits vmap class
-//! chain lb-N        keep the id alone; dnat to eps[id, protocol, random below N]; drop
-//! chain any-N       keep the id alone; dnat to anyeps[id, random below N]; drop
-//! chain refuse      TCP: reset; else: ICMP port unreachable
-//! chain post        (nat, postrouting) marked, or hairpin: masquerade
+//! chain pre, out      (nat, prerouting and output)    jump services
+//! chain services      tag := front[daddr, protocol, dport], goto dispatch
+//!                     daddr is this worker's: tag := nodeports[protocol, dport], goto dispatch
+//!                     tag := any[daddr], goto dispatch
+//!                     daddr in vips: goto refuse
+//! chain dispatch      tag in ranged, saddr not in ranges: drop
+//!                     policy Local: jump local-policy
+//!                     saddr not in pods, or tag says so: mark the packet for masquerading
+//!                     slots of the tag vmap vacant
+//!                     tag & class bits vmap class
+//! chain local-policy  from this worker or a pod: tag := anyview[tag]
+//! chain lb-N          keep the id alone; dnat to eps[id, protocol, random below N]; drop
+//! chain lb-N-sticky   … dnat to aff[saddr, id, protocol]; dnat to eps[…]; drop
+//! chain any-N         keep the id alone; dnat to anyeps[id, random below N]; drop
+//! chain refuse        TCP: reset; else: ICMP port unreachable
+//! chain learn         (filter, postrouting) a new connection with the sticky bit: id vmap sticky
+//! chain learn-S       aff[saddr, id, protocol] := where it goes, for S seconds
+//! chain post          (nat, postrouting) marked, or hairpin: masquerade
 //! ```
 //!
 //! # The life of a packet
@@ -53,9 +70,9 @@
 //!    business.
 //! 3. `dispatch` looks at the source: 11.10.0.5 is a pod, so it stays. A client from elsewhere is marked, because the
 //!    endpoint would answer it by a way that does not lead through this worker, where the translation is known.
-//! 4. Its one `vmap` goes to `lb-2`, which all Services with two endpoints share. That chain draws 0 or 1, asks `eps`
-//!    for the endpoint in this slot, and translates the destination, say to 11.11.0.9:80. The mark keeps the id alone:
-//!    `conntrack -L -m ID` lists the connections of one Service.
+//! 4. `vacant` knows nothing of two slots; `class` leads to `lb-2`, which all Services with two endpoints share. That
+//!    chain draws 0 or 1, asks `eps` for the endpoint in this slot, and translates the destination, say to
+//!    11.11.0.9:80. The mark keeps the id alone: `conntrack -L -m ID` lists the connections of one Service.
 //! 5. Now the kernel routes: to `flannel.100`, or back through the bridge to a neighbor pod.
 //! 6. `post` masquerades nothing here, so the endpoint sees the pod's own address. There are two exceptions: the marked
 //!    ones of step 3; and the pod that was sent to itself. Its packet would come back with its own address as the
@@ -75,6 +92,28 @@
 //! which is one flow, keeps its endpoint, and the next one draws anew: if one of two static endpoints is dead, every
 //! second attempt fails.
 //!
+//! # From outside
+//!
+//! A NodePort, an external IP and a load balancer's address lead to the same slots by another tag. With
+//! `externalTrafficPolicy: Local` that tag has the endpoints of this worker only and does not masquerade, so they see
+//! the client's own address; without any, the packet is dropped, and [`health_check`] tells the load balancer not to
+//! send more. Pods, and the worker itself, take a *short circuit* through `anyview`: for them the address means all
+//! endpoints of the cluster.
+//!
+//! # How an endpoint is chosen
+//!
+//! At random, unless the Service says otherwise ([`service::BALANCE_ANNOTATION`]): in turn, by the client's
+//! address, or by the hash that the Python original used. [`service::WEIGHTS_ANNOTATION`] gives an endpoint more than
+//! one slot. With session affinity, `learn` remembers where a client was sent, and the next connection of that client
+//! goes there. It remembers after the translation, where the packet says both; so a client is remembered by what chose
+//! for it, and nothing has to be decided twice.
+//!
+//! # UDP
+//!
+//! conntrack takes the packets of one client port for one connection as long as they keep coming, and translates them
+//! as it did the first. So when an endpoint goes, the connections to it are deleted, and when a Service comes to life,
+//! those that went past it before ([`flow`]). TCP needs none of this: its endpoint answers, or it ends.
+//!
 //! # Why these maps
 //!
 //! - *Data, not rules.* kube-proxy has a chain per Service and per endpoint and, in each, an anonymous map. Their
@@ -88,24 +127,27 @@
 //!   connection for free.
 //! - *`drop` at the end of `lb-N`.* If a slot were missing, a packet would otherwise leave with the VIP on it, and
 //!   conntrack would remember it so.
+//! - *`aff` is one map.* The kernel checks timeouts per element, so Services with different ones share it.
 //!
 //! # Restart, and other hands
 //!
-//! At start the table of the former run serves on until etcd has told everything. Then one batch deletes and creates
-//! it: a packet meets the old one or the new one. Connections live in conntrack and notice nothing. Ids are hashes of
-//! names, so they are the same as before ([`tag::Ids`]). If somebody else commits to nftables, the table is read back
-//! and, if it is not as we left it, written anew ([`apply`]).
+//! At start the tables of the former run serve on until etcd has told everything. Then they are read back. If they are
+//! of our shape, only the difference is written; if not, one batch deletes and creates them: a packet meets the old
+//! one or the new one. Connections live in conntrack and notice nothing. Ids are hashes of names, so they are the same
+//! as before ([`tag::Ids`]). If somebody else commits to nftables, the tables are read back and, if they are not as we
+//! left them, written anew ([`apply`]).
 //!
 //! # What kube-proxy does that this leaves out
 //!
-//! `NodePort`, `ExternalIPs`, load-balancer addresses and source ranges (of such Services the ClusterIP is served),
-//! session affinity, topology hints, `healthCheckNodePort`, the unallocated part of the Service range, IPv6, detection
-//! of local clients by other means than their CIDR, and the removal of conntrack entries of UDP endpoints that have
-//! gone: a client that keeps sending from one port keeps its old endpoint, or none, if it began before the Service was
-//! there. More than 254 endpoints of one port are cut. Sysctls are the business of whoever sets up the worker.
+//! The unallocated part of the Service range, where kube-proxy refuses and this lets pass. More than 254 endpoints of
+//! one port are cut. Sysctls are the business of whoever sets up the worker.
 //!
 //! Source: Kubernetes `pkg/proxy/nftables` and KEP-3866 for what a Service promises; Linux
 //! `net/netfilter/nf_tables_api.c` for what a batch is.
+
+pub mod family;
+
+pub mod node;
 
 pub mod service;
 
@@ -116,6 +158,8 @@ pub mod objects;
 pub mod tag;
 
 pub mod entry;
+
+pub mod flow;
 
 pub mod plan;
 
@@ -132,6 +176,8 @@ pub mod watch;
 pub mod run;
 
 pub mod health;
+
+pub mod health_check;
 
 pub mod config;
 

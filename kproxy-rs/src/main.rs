@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 fn try_main(line: &CommandLine) -> anyhow::Result<()> {
     match line.command {
         Some(Command::Cleanup) => {
-            let mut kernel = Kernel::open(line.config.layout())?;
+            let mut kernel = Kernel::open(line.config.layouts()?)?;
             kernel.delete().context("cannot delete the table; it needs root or CAP_NET_ADMIN in this network namespace")
         }
         // One thread: the kernel's answer to a batch takes milliseconds, and there is nothing to do meanwhile.
@@ -38,7 +38,7 @@ fn try_main(line: &CommandLine) -> anyhow::Result<()> {
                     _ = interrupt.recv() => {}
                 }
             };
-            Ok(run(&line.config, shutdown).await?)
+            Ok(Box::pin(run(&line.config, shutdown)).await?)
         }),
     }
 }

@@ -6,15 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::Service as ServiceObject;
+use k8s_openapi::api::core::v1::{Node as NodeObject, Service as ServiceObject};
 use k8s_openapi::api::discovery::v1::EndpointSlice as SliceObject;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use crate::endpoint::Slice;
 use crate::error::ObjectError;
+use crate::node::Node;
 use crate::service::{Service, ServiceName};
 
 /// Which object. Prints as the end of its key in etcd.
@@ -29,6 +30,8 @@ pub enum Key {
         /// The name, unique in the namespace.
         name: String,
     },
+    /// A worker, by its name.
+    Node(String),
 }
 
 /// What happened to the objects in etcd. The values are as they stand there, unread.
@@ -51,7 +54,9 @@ pub struct Objects {
     /// Which Service each slice belongs to, by namespace and name of the slice.
     owners: BTreeMap<(String, String), ServiceName>,
     /// Who claims an address; it is served for the first, in the order of names.
-    claims: BTreeMap<Ipv4Addr, BTreeSet<ServiceName>>,
+    claims: BTreeMap<IpAddr, BTreeSet<ServiceName>>,
+    /// The zones of workers, as far as their objects name one.
+    zones: BTreeMap<String, Option<String>>,
     poisoned: BTreeSet<Key>,
     dirty: BTreeSet<ServiceName>,
     /// How many changes of Services and of slices were seen.
@@ -100,11 +105,12 @@ impl Objects {
     #[must_use]
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         let service = self.services.get(name)?;
-        let holder = self.claims.get(&service.cluster_ip).and_then(BTreeSet::first);
-        if holder.is_some_and(|holder| holder != name) {
-            let (address, holder) = (service.cluster_ip, holder.map(ToString::to_string));
-            warn!(service = %name, %address, holder, "the ClusterIP belongs to another Service; this one is not served");
-            return None;
+        for address in &service.cluster_ips {
+            let holder = self.claims.get(address).and_then(BTreeSet::first);
+            if let Some(holder) = holder.filter(|holder| *holder != name) {
+                warn!(service = %name, %address, %holder, "the ClusterIP belongs to another Service; this one is not served");
+                return None;
+            }
         }
         Some(service)
     }
@@ -112,6 +118,12 @@ impl Objects {
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, name: &ServiceName) -> impl Iterator<Item = &Slice> + Clone {
         self.slices.get(name).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The zone of a worker, if its object names one.
+    #[must_use]
+    pub fn zone(&self, node: &str) -> Option<&str> {
+        self.zones.get(node)?.as_deref()
     }
 
     /// The objects that cannot be used.
@@ -133,6 +145,9 @@ impl Objects {
                     .and_then(|object| Slice::from_object(namespace, &object));
                 slice.map(|slice| self.set_slice(namespace, name, slice))
             }
+            Key::Node(name) => read::<NodeObject>("Node", value).map(|node| {
+                self.zones.insert(name.clone(), Node::zone_of(&node));
+            }),
         };
         match result {
             Ok(()) => _ = self.poisoned.remove(key),
@@ -154,6 +169,7 @@ impl Objects {
         match key {
             Key::Service(name) => self.set_service(name, None),
             Key::Slice { namespace, name } => self.set_slice(namespace, name, None),
+            Key::Node(name) => _ = self.zones.remove(name),
         }
     }
 
@@ -162,25 +178,23 @@ impl Objects {
             return;
         }
         self.dirty.insert(name.clone());
-        let address = service.as_ref().map(|service| service.cluster_ip);
+        let addresses = service.as_ref().map(|service| service.cluster_ips.clone()).unwrap_or_default();
         let former = match service {
             Some(service) => self.services.insert(name.clone(), service),
             None => self.services.remove(name),
         };
-        let former = former.map(|service| service.cluster_ip);
-        if former == address {
-            return;
-        }
-        // Whoever claims the address that is left may get it; whoever had the new one may lose it.
-        if let Some((former, claimants)) = former.and_then(|former| Some((former, self.claims.get_mut(&former)?))) {
+        let former = former.map(|service| service.cluster_ips).unwrap_or_default();
+        // Whoever claims an address that is left may get it; whoever had a new one may lose it.
+        for address in former.iter().filter(|address| !addresses.contains(address)) {
+            let Some(claimants) = self.claims.get_mut(address) else { continue };
             claimants.remove(name);
             self.dirty.extend(claimants.first().cloned());
             if claimants.is_empty() {
-                self.claims.remove(&former);
+                self.claims.remove(address);
             }
         }
-        if let Some(address) = address {
-            let claimants = self.claims.entry(address).or_default();
+        for address in addresses.iter().filter(|address| !former.contains(address)) {
+            let claimants = self.claims.entry(*address).or_default();
             claimants.insert(name.clone());
             if claimants.len() > 1 {
                 self.dirty.extend(claimants.iter().cloned());
@@ -213,7 +227,8 @@ impl Objects {
     fn keys(&self) -> impl Iterator<Item = Key> {
         let services = self.services.keys().cloned().map(Key::Service);
         let slices = self.owners.keys().cloned().map(|(namespace, name)| Key::Slice { namespace, name });
-        services.chain(slices).chain(self.poisoned.iter().cloned())
+        let nodes = self.zones.keys().cloned().map(Key::Node);
+        services.chain(slices).chain(nodes).chain(self.poisoned.iter().cloned())
     }
 }
 
@@ -222,6 +237,7 @@ impl Changes {
         match key {
             Key::Service(_) => self.services += 1,
             Key::Slice { .. } => self.slices += 1,
+            Key::Node(_) => {}
         }
     }
 }
@@ -231,6 +247,7 @@ impl fmt::Display for Key {
         match self {
             Self::Service(name) => write!(f, "services/specs/{name}"),
             Self::Slice { namespace, name } => write!(f, "endpointslices/{namespace}/{name}"),
+            Self::Node(name) => write!(f, "minions/{name}"),
         }
     }
 }

@@ -1,51 +1,118 @@
-//! The plan: which entries the table must have, given Services and their endpoints.
+//! The plan: which entries the tables must have, given Services and their endpoints.
 //!
 //! The [`Planner`] keeps the desired ruleset as a whole, but thinks about one Service at a time: its entries depend on
 //! itself and its slices alone. What several Services share (a class, an endpoint that hairpins) is counted, and is
-//! there while anyone holds it. So a change among ten thousand Services costs what that one Service costs.
+//! there while anyone holds it. What only one can have (an address with a port) goes to the first that claims it, in the order of names.
+//! So a change among ten thousand Services costs what that one Service costs.
 //!
 //! No socket, no clock, no file: objects in, a [`Change`] out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
 
+use ipnet::IpNet;
 use tracing::warn;
 
 use crate::diff::Change;
-use crate::endpoint::{Choice, Slice, choose_for_any, choose_for_port};
-use crate::entry::Entry;
-use crate::service::{Reach, Service, ServiceName};
-use crate::tag::{Class, Id, Ids, MAX_SLOTS, Subject, Tag};
+use crate::endpoint::{Candidates, Choice, Slice, candidates_for_any, candidates_for_port};
+use crate::entry::{Entry, Target};
+use crate::family::Family;
+use crate::flow::{Flows, UdpFront};
+use crate::node::Node;
+use crate::service::{Protocol, Reach, Service, ServiceName, ServicePort, TrafficPolicy};
+use crate::tag::{
+    Class, EXTERNAL_BIT, Id, Ids, LOCAL_BIT, MASQUERADE_BIT, MAX_SLOTS, Part, Spread, Subject, Tag, View,
+};
 
-/// Turns Services and endpoints into the entries of the table, and remembers what is desired.
+/// Turns Services and endpoints into the entries of the tables, and remembers what is desired.
 #[derive(Debug)]
 pub struct Planner {
-    /// The name of this worker.
-    node: String,
+    node: Node,
     ids: Ids,
-    /// What each Service holds.
-    holdings: BTreeMap<ServiceName, BTreeSet<Entry>>,
-    /// How many Services hold an entry; never 0.
-    holders: BTreeMap<Entry, u32>,
-    /// Entries whose number of holders has changed since the last change was taken, and whether they were there then.
-    touched: BTreeMap<Entry, bool>,
+    holdings: BTreeMap<ServiceName, Holding>,
+    /// How many Services hold an entry that several can hold; never 0.
+    shared: BTreeMap<Entry, u32>,
+    /// Who wants a front; the first has it.
+    claims: BTreeMap<Front, BTreeSet<ServiceName>>,
+    /// Services that got or lost a front because of another.
+    affected: BTreeSet<ServiceName>,
+    /// Entries that have changed since the last change was taken; `None` until the first is taken.
+    touched: Option<BTreeMap<Entry, Touched>>,
+    /// Connections that the changes since then contradict.
+    flows: Flows,
+}
+
+/// What one Service has.
+#[derive(Debug, Default)]
+struct Holding {
+    ids: BTreeMap<Subject, Id>,
+    /// Sorted, without duplicates.
+    entries: Vec<Entry>,
+    fronts: Vec<Front>,
+    udp: BTreeMap<UdpFront, BTreeSet<Target>>,
+    health_check: Option<HealthCheck>,
+}
+
+/// An entry that came or went, perhaps several times.
+#[derive(Debug, Clone, Copy)]
+struct Touched {
+    /// Whether it was there when the last change was taken.
+    was_there: bool,
+    /// Whether it is there.
+    is_there: bool,
+}
+
+/// What a load balancer asks a worker about a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port that it asks on.
+    pub port: NonZeroU16,
+    /// How many of the worker's own endpoints take connections.
+    pub local_endpoints: usize,
+}
+
+/// Where clients send to: what only one Service can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Front {
+    place: Place,
+    protocol: Protocol,
+    port: NonZeroU16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Address(IpAddr),
+    /// The worker's own addresses.
+    Worker(Family),
 }
 
 impl Planner {
-    /// A planner for the worker called `node`, which knows no Service.
+    /// A planner for a worker, which knows no Service.
     #[must_use]
-    pub fn new(node: impl Into<String>) -> Self {
-        let mut planner = Self {
-            node: node.into(),
+    pub fn new(node: Node) -> Self {
+        Self {
+            node,
             ids: Ids::default(),
             holdings: BTreeMap::new(),
-            holders: BTreeMap::new(),
-            touched: BTreeMap::new(),
-        };
-        // These two are part of the fixed table: they take no chain that could be missing.
-        planner.hold(Entry::Class(Class::Drop));
-        planner.hold(Entry::Class(Class::Refuse));
-        planner
+            shared: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            affected: BTreeSet::new(),
+            touched: None,
+            flows: Flows::default(),
+        }
+    }
+
+    /// This worker.
+    #[must_use]
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Takes in that this worker is in another zone; all Services must be planned anew then.
+    pub fn set_zone(&mut self, zone: Option<String>) {
+        self.node.zone = zone;
+        self.affected.extend(self.holdings.keys().cloned());
     }
 
     /// Plans one Service anew: after it, or one of its slices, has changed. `None` when there is no such Service any more.
@@ -53,28 +120,39 @@ impl Planner {
         &mut self,
         name: &ServiceName,
         service: Option<&Service>,
-        slices: impl Iterator<Item = &'a Slice> + Clone,
+        slices: impl Iterator<Item = &'a Slice>,
     ) {
-        let mut subjects = BTreeSet::new();
-        let wanted = service.map(|service| self.entries_of(name, service, slices, &mut subjects)).unwrap_or_default();
-        self.ids.release(name, &subjects);
-        let held = self.holdings.remove(name).unwrap_or_default();
-        for entry in wanted.difference(&held) {
-            self.hold(*entry);
+        let mut former = self.holdings.remove(name).unwrap_or_default();
+        let mut holding = Holding { fronts: service.map(fronts_of).unwrap_or_default(), ..Holding::default() };
+        self.claim(name, &former.fronts, &holding.fronts);
+        if let Some(service) = service {
+            Draft { planner: self, name, service, former: &mut former, holding: &mut holding }
+                .plan(&slices.collect::<Vec<_>>());
         }
-        for entry in held.difference(&wanted) {
-            self.let_go(*entry);
+        for id in former.ids.into_values() {
+            self.ids.release(id);
         }
-        if !wanted.is_empty() {
-            self.holdings.insert(name.clone(), wanted);
+        holding.entries.sort_unstable();
+        holding.entries.dedup();
+        self.replace_entries(&former.entries, &holding.entries);
+        self.flows.changed(&former.udp, &holding.udp);
+        self.flows.forget(&former.entries, &holding.entries);
+        if service.is_some() {
+            self.holdings.insert(name.clone(), holding);
         }
     }
 
-    /// Takes what has to change in the kernel since this was called last.
+    /// Takes the names of Services that got or lost something because of another: they must be planned anew.
+    pub fn take_affected(&mut self) -> BTreeSet<ServiceName> {
+        std::mem::take(&mut self.affected)
+    }
+
+    /// Takes what has to change in the kernel since this was called last; the first time it is nothing, since all of it is new.
     pub fn take_change(&mut self) -> Change {
         let mut change = Change::default();
-        for (entry, was_there) in std::mem::take(&mut self.touched) {
-            match (was_there, self.holders.contains_key(&entry)) {
+        let touched = self.touched.replace(BTreeMap::new()).unwrap_or_default();
+        for (entry, Touched { was_there, is_there }) in touched {
+            match (was_there, is_there) {
                 (true, false) => change.removed.push(entry),
                 (false, true) => change.added.push(entry),
                 (true, true) | (false, false) => {}
@@ -83,250 +161,390 @@ impl Planner {
         change
     }
 
-    /// All entries that the table must have.
+    /// Takes the connections that the changes since the last call contradict.
+    pub fn take_flows(&mut self) -> Flows {
+        std::mem::take(&mut self.flows)
+    }
+
+    /// All UDP fronts, each with its endpoints: what connections must agree with.
+    pub fn udp_fronts(&self) -> impl Iterator<Item = (&UdpFront, &BTreeSet<Target>)> {
+        self.holdings.values().flat_map(|holding| &holding.udp)
+    }
+
+    /// What load balancers ask about, by Service.
+    pub fn health_checks(&self) -> impl Iterator<Item = (&ServiceName, HealthCheck)> {
+        self.holdings.iter().filter_map(|(name, holding)| Some((name, holding.health_check?)))
+    }
+
+    /// All entries that the tables must have.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> + Clone {
-        self.holders.keys()
+        let own = self.holdings.values().flat_map(|holding| holding.entries.iter().filter(|entry| !entry.is_shared()));
+        own.chain(self.shared.keys())
     }
 
     /// How many entries that is.
     #[must_use]
     pub fn entry_count(&self) -> usize {
-        self.holders.len()
+        self.entries().count()
     }
 
-    /// What one Service needs in the table.
-    fn entries_of<'a>(
+    /// Gives up fronts and claims others; whoever wins or loses one by that is affected.
+    fn claim(&mut self, name: &ServiceName, former: &[Front], wanted: &[Front]) {
+        for front in former.iter().filter(|front| !wanted.contains(front)) {
+            if let Some(claimants) = self.claims.get_mut(front) {
+                let was_first = claimants.first() == Some(name);
+                claimants.remove(name);
+                self.affected.extend(claimants.first().filter(|_| was_first).cloned());
+                if claimants.is_empty() {
+                    self.claims.remove(front);
+                }
+            }
+        }
+        for front in wanted.iter().filter(|front| !former.contains(front)) {
+            let claimants = self.claims.entry(*front).or_default();
+            let holder = claimants.first().cloned();
+            claimants.insert(name.clone());
+            self.affected.extend(holder.filter(|_| claimants.first() == Some(name)));
+        }
+    }
+
+    /// Says whether the Service has the front, rather than somebody before it in the order of names.
+    fn has_front(&self, name: &ServiceName, place: Place, protocol: Protocol, port: NonZeroU16) -> bool {
+        let holder = self.claims.get(&Front { place, protocol, port }).and_then(BTreeSet::first);
+        let is_ours = holder == Some(name);
+        if !is_ours {
+            let holder = holder.map(ToString::to_string);
+            warn!(service = %name, ?place, %protocol, port, holder, "another Service is served there; this one is not");
+        }
+        is_ours
+    }
+
+    /// Both lists are sorted.
+    fn replace_entries(&mut self, former: &[Entry], wanted: &[Entry]) {
+        for entry in wanted.iter().filter(|entry| former.binary_search(entry).is_err()) {
+            let holders = if entry.is_shared() { self.shared.entry(*entry).or_insert(0) } else { &mut 0 };
+            *holders += 1;
+            let was_there = *holders > 1;
+            self.touch(entry, was_there, true);
+        }
+        for entry in former.iter().filter(|entry| wanted.binary_search(entry).is_err()) {
+            let left = if entry.is_shared() {
+                let left = self.shared.get(entry).map_or(0, |holders| holders - 1);
+                if left == 0 {
+                    self.shared.remove(entry)
+                } else {
+                    self.shared.insert(*entry, left)
+                };
+                left
+            } else {
+                0
+            };
+            self.touch(entry, true, left > 0);
+        }
+    }
+
+    fn touch(&mut self, entry: &Entry, was_there: bool, is_there: bool) {
+        if let Some(touched) = &mut self.touched {
+            touched.entry(*entry).or_insert(Touched { was_there, is_there }).is_there = is_there;
+        }
+    }
+}
+
+/// The work on one Service.
+struct Draft<'p> {
+    planner: &'p mut Planner,
+    name: &'p ServiceName,
+    service: &'p Service,
+    former: &'p mut Holding,
+    holding: &'p mut Holding,
+}
+
+impl Draft<'_> {
+    fn plan(&mut self, slices: &[&Slice]) {
+        let service = self.service;
+        for family in service.families() {
+            let slices = slices.iter().copied().filter(move |slice| slice.family == family);
+            let local = self.local_endpoints(slices.clone());
+            for port in &service.ports {
+                let candidates = candidates_for_port(slices.clone(), port, &self.planner.node);
+                self.plan_port(family, port, &candidates, &local);
+            }
+            for address in of_family(&service.cluster_ips, family) {
+                self.holding.entries.push(Entry::Vip(address));
+            }
+            if service.reach == Reach::AllProtocols {
+                self.plan_all_protocols(family, &candidates_for_any(slices, &self.planner.node), &local);
+            }
+        }
+    }
+
+    fn plan_port(
         &mut self,
-        name: &ServiceName,
-        service: &Service,
-        slices: impl Iterator<Item = &'a Slice> + Clone,
-        subjects: &mut BTreeSet<Subject>,
-    ) -> BTreeSet<Entry> {
-        let mut entries = BTreeSet::from([Entry::Vip(service.cluster_ip)]);
-        let local = self.local_endpoints(slices.clone());
-        for port in &service.ports {
-            let choice = choose_for_port(slices.clone(), port, service.internal_policy, &self.node);
-            if choice == Choice::Refuse && service.reach == Reach::AllProtocols {
-                continue; // The slices know nothing of this port, so it is one of "all".
-            }
-            let subject = Subject::Port(name.clone(), format!("{}/{}", port.name, port.protocol));
-            let Some(id) = self.assign(&subject, subjects) else { continue };
-            let (targets, class) = spread(&subject, choice, Class::Ports);
-            let tag = Tag::new(id, class);
-            entries.insert(Entry::Front { address: service.cluster_ip, protocol: port.protocol, port: port.port, tag });
-            entries.insert(Entry::Class(class));
-            for (slot, target) in (0..).zip(targets) {
-                entries.insert(Entry::Endpoint { id, protocol: port.protocol, slot, target });
-                entries.extend(local.get(target.ip()).map(|address| Entry::Hairpin(*address)));
+        family: Family,
+        port: &ServicePort,
+        candidates: &Candidates<'_, Target>,
+        local: &BTreeSet<IpAddr>,
+    ) {
+        let service = self.service;
+        let choose = |policy, planner: &Planner| candidates.choose(policy, &planner.node, &service.weights);
+        let internal = choose(service.internal_policy, self.planner);
+        if internal == Choice::Refuse && service.reach == Reach::AllProtocols {
+            return; // The slices know nothing of this port, so it is one of "all".
+        }
+        let view = |policy, is_ranged| match (policy, is_ranged) {
+            (TrafficPolicy::Cluster, false) => View::Cluster,
+            (TrafficPolicy::Local, false) => View::Local,
+            (TrafficPolicy::Cluster, true) => View::RangedCluster,
+            (TrafficPolicy::Local, true) => View::RangedLocal,
+        };
+        if let Some(tag) = self.spread(family, port, view(service.internal_policy, false), &internal, local) {
+            for address in of_family(&service.cluster_ips, family) {
+                self.front(Place::Address(address), port, tag, &internal);
             }
         }
-        if service.reach == Reach::AllProtocols {
-            let subject = Subject::Any(name.clone());
-            let Some(id) = self.assign(&subject, subjects) else { return entries };
-            let choice = choose_for_any(slices, service.internal_policy, &self.node);
-            let (targets, class) = spread(&subject, choice, Class::Any);
-            entries.insert(Entry::Any { address: service.cluster_ip, tag: Tag::new(id, class) });
-            entries.insert(Entry::Class(class));
-            for (slot, target) in (0..).zip(targets) {
-                entries.insert(Entry::AnyEndpoint { id, slot, target });
-                entries.extend(local.get(&target).map(|address| Entry::Hairpin(*address)));
+        let external_ips: Vec<IpAddr> = of_family(&service.external_ips, family).collect();
+        let balancers: Vec<IpAddr> = of_family(&service.load_balancer_ips, family).collect();
+        if external_ips.is_empty() && balancers.is_empty() && port.node_port.is_none() {
+            return;
+        }
+        // Ranges of one family say nothing about clients of the other.
+        let ranges = service.source_ranges.iter().copied().filter(|network| Family::of(network.addr()) == family);
+        let ranges: Vec<IpNet> = ranges.collect();
+        let policy = service.external_policy;
+        let external = choose(policy, self.planner);
+        if let Some(tag) = self.spread(family, port, view(policy, false), &external, local) {
+            let tag = self.external(family, port, tag, candidates, local);
+            for address in external_ips {
+                self.front(Place::Address(address), port, tag, &external);
+            }
+            if let Some(node_port) = port.node_port {
+                let port = ServicePort { port: node_port, ..port.clone() };
+                self.front(Place::Worker(family), &port, tag, &external);
+            }
+            if ranges.is_empty() {
+                for address in &balancers {
+                    self.front(Place::Address(*address), port, tag, &external);
+                }
             }
         }
-        entries
+        if ranges.is_empty() || balancers.is_empty() {
+            return;
+        }
+        // An id of its own, because the ranges hold for these addresses only.
+        if let Some(tag) = self.spread(family, port, view(policy, true), &external, local) {
+            let tag = self.external(family, port, tag, candidates, local);
+            for address in balancers {
+                self.front(Place::Address(address), port, tag, &external);
+            }
+            let entries = &mut self.holding.entries;
+            entries.push(Entry::Ranged { family, tag });
+            entries.extend(ranges.into_iter().map(|network| Entry::Range { tag, network }));
+        }
     }
 
-    fn assign(&mut self, subject: &Subject, subjects: &mut BTreeSet<Subject>) -> Option<Id> {
-        let id = self.ids.assign(subject);
-        match id {
-            Some(_) => _ = subjects.insert(subject.clone()),
-            None => warn!(%subject, "all ids are taken; it is refused"),
+    /// Completes the tag of addresses for the outside.
+    fn external(
+        &mut self,
+        family: Family,
+        port: &ServicePort,
+        tag: Tag,
+        candidates: &Candidates<'_, Target>,
+        local: &BTreeSet<IpAddr>,
+    ) -> Tag {
+        match self.service.external_policy {
+            // Whoever comes: the answer must come back through this worker.
+            TrafficPolicy::Cluster => tag.with(EXTERNAL_BIT | MASQUERADE_BIT),
+            // The client's address is kept, and only endpoints here can answer it. Pods and the worker itself are served as inside.
+            TrafficPolicy::Local => {
+                let tag = tag.with(EXTERNAL_BIT | LOCAL_BIT);
+                let all = candidates.choose(TrafficPolicy::Cluster, &self.planner.node, &self.service.weights);
+                if let Some(cluster) = self.spread(family, port, View::Cluster, &all, local) {
+                    let cluster = cluster.with(EXTERNAL_BIT);
+                    self.holding.entries.push(Entry::AnyView { family, local: tag, cluster });
+                }
+                self.holding.health_check = self
+                    .service
+                    .health_check_node_port
+                    .map(|port| HealthCheck { port, local_endpoints: candidates.local_count() });
+                tag
+            }
         }
-        id
+    }
+
+    fn plan_all_protocols(&mut self, family: Family, candidates: &Candidates<'_, IpAddr>, local: &BTreeSet<IpAddr>) {
+        let service = self.service;
+        let subject = Subject { family, balance: service.balance, part: Part::Any };
+        let Some(id) = self.id(subject) else { return };
+        let choice = candidates.choose(service.internal_policy, &self.planner.node, &service.weights);
+        let slots = slots(self.name, &choice);
+        let class = match slots.len() {
+            0 => vacant_class(&choice),
+            _ => Class::Spread(Spread {
+                slots: count(&slots),
+                balance: service.balance,
+                is_sticky: false,
+                keeps_ports: true,
+            }),
+        };
+        let entries = &mut self.holding.entries;
+        for address in of_family(&service.cluster_ips, family) {
+            entries.push(Entry::Any { address, tag: Tag::new(id, class) });
+        }
+        for (slot, address) in (0..).zip(slots) {
+            entries.push(Entry::AnyEndpoint { id, slot, address });
+            entries.extend(local.contains(&address).then_some(Entry::Hairpin(address)));
+        }
+        if let Class::Spread(spread) = class {
+            entries.push(Entry::Class { family, spread });
+        }
+    }
+
+    /// Puts the endpoints of one view of a port into slots, and returns the tag that leads there. A view that was spread before is not
+    /// spread again.
+    fn spread(
+        &mut self,
+        family: Family,
+        port: &ServicePort,
+        view: View,
+        choice: &Choice<Target>,
+        local: &BTreeSet<IpAddr>,
+    ) -> Option<Tag> {
+        let service = self.service;
+        let subject = Subject {
+            family,
+            balance: service.balance,
+            part: Part::Port { name: port.name.clone(), protocol: port.protocol, view },
+        };
+        let is_new = !self.holding.ids.contains_key(&subject);
+        let id = self.id(subject)?;
+        let slots = slots(self.name, choice);
+        let is_sticky = service.affinity.is_some();
+        let class = match slots.len() {
+            0 => vacant_class(choice),
+            _ => {
+                Class::Spread(Spread { slots: count(&slots), balance: service.balance, is_sticky, keeps_ports: false })
+            }
+        };
+        let tag = Tag::new(id, class);
+        if !is_new {
+            return Some(tag);
+        }
+        let entries = &mut self.holding.entries;
+        for (slot, target) in (0..).zip(slots) {
+            entries.push(Entry::Endpoint { id, is_sticky, protocol: port.protocol, slot, target });
+            entries.extend(local.contains(&target.address).then_some(Entry::Hairpin(target.address)));
+        }
+        if let Class::Spread(spread) = class {
+            entries.push(Entry::Class { family, spread });
+            if let Some(affinity) = service.affinity {
+                let seconds = u32::try_from(affinity.as_secs()).unwrap_or(u32::MAX);
+                entries.extend([Entry::Sticky { family, id, seconds }, Entry::Learn { family, seconds }]);
+            }
+        }
+        Some(tag)
+    }
+
+    /// Makes a place where clients send to lead to a tag, if it is ours.
+    fn front(&mut self, place: Place, port: &ServicePort, tag: Tag, choice: &Choice<Target>) {
+        let (protocol, port) = (port.protocol, port.port);
+        if !self.planner.has_front(self.name, place, protocol, port) {
+            return;
+        }
+        self.holding.entries.push(match place {
+            Place::Address(address) => Entry::Front { address, protocol, port, tag },
+            Place::Worker(family) => Entry::NodePort { family, protocol, port, tag },
+        });
+        if protocol == Protocol::Udp {
+            let address = match place {
+                Place::Address(address) => Some(address),
+                Place::Worker(_) => None,
+            };
+            let targets = match choice {
+                Choice::Spread(targets) => targets.iter().map(|(target, _)| *target).collect(),
+                Choice::Refuse | Choice::Drop => BTreeSet::new(),
+            };
+            self.holding.udp.entry(UdpFront { address, port }).or_default().extend::<BTreeSet<Target>>(targets);
+        }
+    }
+
+    /// The id of a part of the Service: the one that it had, or a new one.
+    fn id(&mut self, subject: Subject) -> Option<Id> {
+        if let Some(id) = self.holding.ids.get(&subject) {
+            return Some(*id);
+        }
+        let former = self.former.ids.remove(&subject);
+        let Some(id) = former.or_else(|| self.planner.ids.take(self.name, &subject)) else {
+            warn!(service = %self.name, %subject, "all ids are taken; it is not served");
+            return None;
+        };
+        self.holding.ids.insert(subject, id);
+        Some(id)
     }
 
     /// The endpoints that may run on this worker: only a pod whose packets begin here can be sent to itself here.
-    fn local_endpoints<'a>(&self, slices: impl Iterator<Item = &'a Slice>) -> BTreeSet<Ipv4Addr> {
+    fn local_endpoints<'a>(&self, slices: impl Iterator<Item = &'a Slice>) -> BTreeSet<IpAddr> {
         let endpoints = slices.flat_map(|slice| &slice.endpoints);
         // One that does not say where it runs may run here.
-        endpoints
-            .filter(|endpoint| endpoint.node.as_ref().is_none_or(|node| *node == self.node))
-            .map(|e| e.address)
-            .collect()
-    }
-
-    fn hold(&mut self, entry: Entry) {
-        let holders = self.holders.entry(entry).or_insert(0);
-        self.touched.entry(entry).or_insert(*holders > 0);
-        *holders += 1;
-    }
-
-    fn let_go(&mut self, entry: Entry) {
-        self.touched.entry(entry).or_insert(true);
-        if let Some(holders) = self.holders.get_mut(&entry) {
-            *holders -= 1;
-            if *holders == 0 {
-                self.holders.remove(&entry);
-            }
-        }
+        let may_be_here =
+            endpoints.filter(|endpoint| endpoint.node.as_ref().is_none_or(|node| *node == self.planner.node.name));
+        may_be_here.map(|endpoint| endpoint.address).collect()
     }
 }
 
-/// The endpoints in their slots, and the class that goes with them.
-fn spread<T: Copy>(subject: &Subject, choice: Choice<T>, class: impl Fn(u8) -> Class) -> (Vec<T>, Class) {
-    let targets: Vec<T> = match choice {
-        Choice::Refuse => return (Vec::new(), Class::Refuse),
-        Choice::Drop => return (Vec::new(), Class::Drop),
-        Choice::Spread(targets) => targets.into_iter().collect(),
-    };
-    match u8::try_from(targets.len()).ok().filter(|slots| *slots <= MAX_SLOTS) {
-        Some(slots) => (targets, class(slots)),
-        None => {
-            warn!(%subject, endpoints = targets.len(), used = MAX_SLOTS, "more endpoints than a tag can count; the last ones get no connections");
-            (targets[..usize::from(MAX_SLOTS)].to_vec(), class(MAX_SLOTS))
-        }
+/// Where clients of a Service send to.
+fn fronts_of(service: &Service) -> Vec<Front> {
+    let all = [&service.cluster_ips, &service.external_ips, &service.load_balancer_ips];
+    let mut fronts = Vec::new();
+    for port in &service.ports {
+        let front = |place, port_number| Front { place, protocol: port.protocol, port: port_number };
+        fronts.extend(all.iter().copied().flatten().map(|address| front(Place::Address(*address), port.port)));
+        let families = service.families();
+        fronts.extend(families.filter_map(|family| Some(front(Place::Worker(family), port.node_port?))));
     }
+    fronts.sort_unstable();
+    fronts.dedup();
+    fronts
+}
+
+fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = IpAddr> {
+    addresses.iter().copied().filter(move |address| Family::of(*address) == family)
+}
+
+fn vacant_class<T>(choice: &Choice<T>) -> Class {
+    match choice {
+        Choice::Refuse => Class::Refuse,
+        Choice::Drop | Choice::Spread(_) => Class::Drop,
+    }
+}
+
+/// How many slots; there are no more than a tag can count.
+fn count<T>(slots: &[T]) -> u8 {
+    u8::try_from(slots.len()).unwrap_or(MAX_SLOTS)
+}
+
+/// The endpoints in their slots: each as often as its weight says, in the smallest numbers that do.
+fn slots<T: Copy>(service: &ServiceName, choice: &Choice<T>) -> Vec<T> {
+    let Choice::Spread(targets) = choice else { return Vec::new() };
+    let divisor = targets.iter().map(|(_, weight)| *weight).fold(0, gcd).max(1);
+    let wanted: usize = targets.iter().map(|(_, weight)| usize::from(weight / divisor)).sum();
+    // Too many for a tag: weights lose precision before endpoints are left out.
+    let scale = wanted.div_ceil(usize::from(MAX_SLOTS)).max(1);
+    let times = |weight: u8| match usize::from(weight / divisor) {
+        0 => 0,
+        times => (times / scale).max(1),
+    };
+    let mut slots: Vec<T> =
+        targets.iter().flat_map(|(target, weight)| std::iter::repeat_n(*target, times(*weight))).collect();
+    if slots.len() > usize::from(MAX_SLOTS) {
+        warn!(%service, endpoints = slots.len(), used = MAX_SLOTS, "more endpoints than a tag can count; the last ones get no connections");
+        slots.truncate(MAX_SLOTS.into());
+    }
+    slots
+}
+
+fn gcd(one: u8, other: u8) -> u8 {
+    if other == 0 { one } else { gcd(other, one % other) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::endpoint::{Condition, Endpoint, SlicePort};
-    use crate::service::{Protocol, ServicePort, TrafficPolicy};
-    use proptest::prelude::*;
-    use std::num::NonZeroU16;
-
-    fn name(n: u8) -> ServiceName {
-        ServiceName::new("shop", format!("s{n}"))
-    }
-
-    fn port(number: u16) -> NonZeroU16 {
-        NonZeroU16::new(number).unwrap()
-    }
-
-    fn service(n: u8, reach: Reach) -> Service {
-        Service {
-            cluster_ip: Ipv4Addr::new(100, 64, 0, n),
-            ports: vec![ServicePort { name: String::new(), protocol: Protocol::Tcp, port: port(80) }],
-            reach,
-            internal_policy: TrafficPolicy::Cluster,
-        }
-    }
-
-    fn slice(n: u8, endpoints: &[u8]) -> Slice {
-        let endpoint =
-            |last: &u8| Endpoint { address: Ipv4Addr::new(11, 0, 0, *last), condition: Condition::Ready, node: None };
-        Slice {
-            service: name(n),
-            endpoints: endpoints.iter().map(endpoint).collect(),
-            ports: vec![SlicePort { name: String::new(), protocol: Protocol::Tcp, port: port(8080) }],
-        }
-    }
-
-    /// What the kernel has after a change.
-    fn apply(kernel: &mut BTreeSet<Entry>, change: &Change) {
-        for entry in &change.removed {
-            assert!(kernel.remove(entry), "{entry:?} was deleted and was not there");
-        }
-        for entry in &change.added {
-            assert!(kernel.insert(*entry), "{entry:?} was added and was there");
-        }
-    }
-
-    fn from_scratch(state: &BTreeMap<u8, (Reach, Vec<u8>)>) -> BTreeSet<Entry> {
-        let mut planner = Planner::new("w1");
-        for (n, (reach, endpoints)) in state {
-            planner.update(&name(*n), Some(&service(*n, *reach)), [slice(*n, endpoints)].iter());
-        }
-        planner.entries().copied().collect()
-    }
-
-    #[test]
-    fn what_services_share_stays_while_one_needs_it() {
-        let mut planner = Planner::new("w1");
-        for n in [1, 2] {
-            planner.update(&name(n), Some(&service(n, Reach::ListedPorts)), [slice(n, &[7])].iter());
-        }
-        planner.take_change();
-        planner.update(&name(1), None, [].iter());
-        let shared = [Entry::Class(Class::Ports(1)), Entry::Hairpin(Ipv4Addr::new(11, 0, 0, 7))];
-        let removed = planner.take_change().removed;
-        assert!(shared.iter().all(|entry| !removed.contains(entry)), "{removed:?}");
-        planner.update(&name(2), None, [].iter());
-        let removed = planner.take_change().removed;
-        assert!(shared.iter().all(|entry| removed.contains(entry)), "{removed:?}");
-    }
-
-    #[test]
-    fn a_change_that_is_taken_back_changes_nothing() {
-        let mut planner = Planner::new("w1");
-        let web = service(1, Reach::ListedPorts);
-        planner.update(&name(1), Some(&web), [slice(1, &[7])].iter());
-        planner.take_change();
-        planner.update(&name(1), Some(&web), [slice(1, &[7, 8])].iter());
-        planner.update(&name(1), Some(&web), [slice(1, &[7])].iter());
-        assert!(planner.take_change().is_empty());
-    }
-
-    #[test]
-    fn a_listed_port_without_endpoints_is_one_of_all() {
-        let mut planner = Planner::new("w1");
-        let mut portless = slice(1, &[7]);
-        portless.ports.clear();
-        planner.update(&name(1), Some(&service(1, Reach::AllProtocols)), [portless].iter());
-        assert!(planner.entries().all(|entry| !matches!(entry, Entry::Front { .. })));
-        assert!(planner.entries().any(|entry| matches!(entry, Entry::Any { .. })));
-    }
-
-    #[test]
-    fn endpoints_of_other_workers_never_hairpin() {
-        let mut planner = Planner::new("w1");
-        let mut spread = slice(1, &[7, 8, 9]);
-        spread.endpoints[0].node = Some("w1".to_owned());
-        spread.endpoints[1].node = Some("w2".to_owned());
-        planner.update(&name(1), Some(&service(1, Reach::ListedPorts)), [spread].iter());
-        let hairpins = planner
-            .entries()
-            .filter_map(|entry| if let Entry::Hairpin(address) = entry { Some(address.octets()[3]) } else { None });
-        assert_eq!(hairpins.collect::<Vec<_>>(), [7, 9]);
-    }
-
-    #[test]
-    fn endpoints_beyond_what_a_tag_can_count_are_left_out() {
-        let mut planner = Planner::new("w1");
-        let many: Vec<u8> = (0..=255).collect();
-        planner.update(&name(1), Some(&service(1, Reach::ListedPorts)), [slice(1, &many)].iter());
-        assert_eq!(planner.entries().filter(|entry| matches!(entry, Entry::Endpoint { .. })).count(), 254);
-    }
-
-    proptest! {
-        /// Step by step or from scratch, the table is the same; and no step deletes what is not there or adds what is.
-        #[test]
-        fn many_small_changes_end_where_one_plan_begins(
-            steps in prop::collection::vec((0u8..6, prop::option::of((any::<bool>(), prop::collection::vec(1u8..9, 0..5)))), 1..40),
-            taken_every in 1usize..4,
-        ) {
-            let mut planner = Planner::new("w1");
-            let (mut kernel, mut state) = (BTreeSet::new(), BTreeMap::new());
-            for (step, (n, wanted)) in steps.into_iter().enumerate() {
-                match wanted {
-                    Some((all, endpoints)) => {
-                        let reach = if all { Reach::AllProtocols } else { Reach::ListedPorts };
-                        planner.update(&name(n), Some(&service(n, reach)), [slice(n, &endpoints)].iter());
-                        state.insert(n, (reach, endpoints));
-                    }
-                    None => {
-                        planner.update(&name(n), None, [].iter());
-                        state.remove(&n);
-                    }
-                }
-                if step % taken_every == 0 {
-                    apply(&mut kernel, &planner.take_change());
-                }
-            }
-            apply(&mut kernel, &planner.take_change());
-            prop_assert_eq!(&kernel, &from_scratch(&state));
-            let change = Change::between(&kernel, &BTreeSet::new());
-            prop_assert_eq!(change.removed.len(), kernel.len());
-        }
-    }
-}
+mod tests;

@@ -11,19 +11,22 @@
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::apply::{Finding, Kernel};
-use crate::config::Config;
+use crate::apply::{Adoption, Finding, Kernel};
+use crate::config::{Config, LocalClients};
 use crate::error::Error;
+use crate::flow::Flows;
 use crate::health::{self, Health, Port};
+use crate::health_check::{self, Checks};
+use crate::node::Node;
 use crate::objects::Objects;
 use crate::plan::Planner;
 use crate::source::Source;
-use crate::watch::{self, Update};
+use crate::watch::Update;
 
 /// The least time between two commits: two hundred a second leave most of a processor to others, and nobody waits noticeably.
 const COMMIT_PAUSE: Duration = Duration::from_millis(5);
@@ -47,12 +50,14 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
         let listener = health::listen(address, flag).await?;
         tasks.spawn(health::serve(listener, port, health.clone()));
     }
-    let kernel = Kernel::open(config.layout()).map_err(Error::Kernel)?;
+    let kernel = Kernel::open(config.layouts()?).map_err(Error::Kernel)?;
     let source = Source::connect(&config.etcd_endpoints, &config.etcd_prefix).await?;
     let (sender, updates) = mpsc::channel(MAX_UPDATES);
-    tasks.spawn(watch::follow(source, sender));
+    tasks.spawn(crate::watch::follow(source, sender));
+    let (checks, asked) = watch::channel(Checks::new());
+    tasks.spawn(health_check::serve(asked, health.clone()));
     let node = config.node();
-    if config.pod_cidrs().is_empty() {
+    if config.local_clients()? == LocalClients::Networks(Vec::new()) {
         warn!(
             "no --cluster-cidr: clients that are not pods are not masqueraded, and get no answer from endpoints on other workers"
         );
@@ -60,11 +65,13 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
     info!(node, etcd = config.etcd_endpoints.join(","), "kproxy-rs started");
     Proxy {
         objects: Objects::default(),
-        planner: Planner::new(node),
+        planner: Planner::new(Node::new(node)),
         kernel,
         health,
+        checks,
         has_listed: false,
         is_built: false,
+        was_refused: false,
     }
     .serve(updates, shutdown)
     .await;
@@ -77,10 +84,14 @@ struct Proxy {
     planner: Planner,
     kernel: Kernel,
     health: Health,
+    /// What load balancers ask about.
+    checks: watch::Sender<Checks>,
     /// Whether etcd has told all its objects: before, the table of a former run knows better than we do.
     has_listed: bool,
-    /// Whether the kernel has our table, so that a change is enough.
+    /// Whether the kernel has our tables, so that a change is enough.
     is_built: bool,
+    /// Whether it has refused something, so that what it has is unknown.
+    was_refused: bool,
 }
 
 impl Proxy {
@@ -141,26 +152,86 @@ impl Proxy {
     /// Plans what has changed, and commits it.
     fn sync(&mut self) {
         let start = Instant::now();
-        let dirty = self.objects.take_dirty();
-        for name in &dirty {
-            self.planner.update(name, self.objects.service(name), self.objects.slices(name));
-        }
+        let dirty = self.plan();
         self.count_objects();
         let change = self.planner.take_change();
+        let flows = self.planner.take_flows();
         if self.is_built && change.is_empty() {
             return;
         }
         let planned = start.elapsed();
-        let result =
-            if self.is_built { self.kernel.change(&change) } else { self.kernel.replace(self.planner.entries()) };
+        let result = if self.is_built { self.kernel.change(&change) } else { self.build() };
         match result {
             Ok(()) => {
                 let (removed, added) = (change.removed.len(), change.added.len());
-                info!(services = dirty.len(), removed, added, ?planned, total = ?start.elapsed(), "table brought up to date");
+                info!(services = dirty, removed, added, ?planned, total = ?start.elapsed(), "table brought up to date");
                 self.committed(start);
+                self.end_flows(&flows);
+                self.publish_checks();
             }
             Err(error) => self.refused(&error),
         }
+    }
+
+    /// Plans all Services that changed, and those that got or lost something by that. Returns how many.
+    fn plan(&mut self) -> usize {
+        let zone = self.objects.zone(&self.planner.node().name).map(str::to_owned);
+        if zone != self.planner.node().zone {
+            self.planner.set_zone(zone);
+        }
+        let mut count = 0;
+        let mut dirty = self.objects.take_dirty();
+        dirty.extend(self.planner.take_affected());
+        while !dirty.is_empty() {
+            count += dirty.len();
+            for name in &dirty {
+                self.planner.update(name, self.objects.service(name), self.objects.slices(name));
+            }
+            dirty = self.planner.take_affected();
+        }
+        count
+    }
+
+    /// Writes all of the tables: at a start only what differs from those of a former run, after a refusal everything.
+    fn build(&mut self) -> linux_net::Result<()> {
+        if self.was_refused {
+            return self.kernel.replace(self.planner.entries());
+        }
+        match self.kernel.adopt(self.planner.entries())? {
+            Adoption::Adopted { changed } => info!(changed, "went on with the tables of a former run"),
+            Adoption::Replaced => info!("made new tables"),
+        }
+        match Kernel::end_contradictions(&self.planner) {
+            Ok(0) => {}
+            Ok(ended) => info!(ended, "UDP connections to endpoints that have gone ended"),
+            Err(error) => warn!(%error, "cannot look for UDP connections to endpoints that have gone"),
+        }
+        Ok(())
+    }
+
+    /// Ends what the change contradicts. If that fails, it runs out by itself, as soon as the client is silent for a while.
+    fn end_flows(&mut self, flows: &Flows) {
+        if flows.is_empty() {
+            return;
+        }
+        match self.kernel.end_flows(flows) {
+            Ok(ended) => {
+                debug!(ended, "connections to endpoints that have gone ended");
+                self.health.metrics().ended_flows.inc_by(ended as u64);
+            }
+            Err(error) => warn!(%error, "connections to endpoints that have gone stay until they run out"),
+        }
+    }
+
+    fn publish_checks(&self) {
+        let checks =
+            self.planner.health_checks().map(|(name, check)| (check.port, (name.clone(), check.local_endpoints)));
+        let checks: Checks = checks.collect();
+        self.checks.send_if_modified(|former| {
+            let is_new = *former != checks;
+            *former = checks;
+            is_new
+        });
     }
 
     /// Looks whether the table is as it should be, and puts a new one in its place if not.
@@ -183,7 +254,7 @@ impl Proxy {
     }
 
     fn committed(&mut self, start: Instant) {
-        self.is_built = true;
+        (self.is_built, self.was_refused) = (true, false);
         let metrics = self.health.metrics();
         let now = health::now_seconds();
         metrics.sync_seconds.0.observe(start.elapsed().as_secs_f64());
@@ -196,7 +267,7 @@ impl Proxy {
     /// What the kernel has is unknown now, so the next attempt writes everything: the next inspection at the latest.
     fn refused(&mut self, error: &linux_net::Error) {
         error!(%error, "the kernel refused the table; trying again");
-        self.is_built = false;
+        (self.is_built, self.was_refused) = (false, true);
         self.health.metrics().failures.inc();
         let mut status = self.health.status();
         (status.synced, status.last_error) = (false, Some(error.to_string()));

@@ -3,6 +3,7 @@
 //! ```text
 //! /registry/services/specs/shop/web            a Service, as JSON
 //! /registry/endpointslices/shop/web-x7k2p      an EndpointSlice of some Service
+//! /registry/minions/C0w1                       a Node, as they were called in the beginning
 //! ```
 //!
 //! In a real cluster only the API server speaks with etcd; kube-proxy asks the API server. The keys and the objects are the
@@ -25,7 +26,7 @@ const PAGE_OBJECTS: i64 = 1000;
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
 /// The kinds of objects, each under a prefix of its own.
-pub const KINDS: [Kind; 2] = [Kind::Services, Kind::Slices];
+pub const KINDS: [Kind; 3] = [Kind::Services, Kind::Slices, Kind::Nodes];
 
 /// A kind of objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub enum Kind {
     Services,
     /// EndpointSlices.
     Slices,
+    /// Nodes.
+    Nodes,
 }
 
 /// The objects in etcd.
@@ -57,6 +60,7 @@ impl Kind {
         match self {
             Self::Services => "services/specs/",
             Self::Slices => "endpointslices/",
+            Self::Nodes => "minions/",
         }
     }
 }
@@ -89,15 +93,19 @@ impl Source {
     #[must_use]
     pub fn read_key(&self, kind: Kind, key: &[u8]) -> Option<Key> {
         let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix(kind))?;
+        if kind == Kind::Nodes {
+            return (!rest.is_empty() && !rest.contains('/')).then(|| Key::Node(rest.to_owned()));
+        }
         let (namespace, name) =
             rest.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty())?;
         if name.contains('/') {
             return None;
         }
-        Some(match kind {
-            Kind::Services => Key::Service(ServiceName::new(namespace, name)),
-            Kind::Slices => Key::Slice { namespace: namespace.to_owned(), name: name.to_owned() },
-        })
+        match kind {
+            Kind::Services => Some(Key::Service(ServiceName::new(namespace, name))),
+            Kind::Slices => Some(Key::Slice { namespace: namespace.to_owned(), name: name.to_owned() }),
+            Kind::Nodes => None,
+        }
     }
 
     /// Lists all objects of all kinds, as they were at one revision.

@@ -1,65 +1,119 @@
 //! The tag: what the table says about a connection, in the 32 bits of its conntrack mark.
 //!
 //! ```text
-//!  31  30  29  28 27           20 19 18                                 0
-//! +---+---+---+---+---------------+--+-----------------------------------+
-//! | e | m | l | s |     slots     | a|              number               |
-//! +---+---+---+---+---------------+--+-----------------------------------+
-//!                                 |<--------------- id ----------------->|
+//!  31  30  29  28 27           20 19 18 17 16                            0
+//! +---+---+---+---+---------------+--+----+------------------------------+
+//! | e | m | l | s |     slots     | a| b  |            number            |
+//! +---+---+---+---+---------------+--+----+------------------------------+
+//!                                 |<----------------- id ---------------->|
 //! ```
 //!
-//! - *id* says whose connection it is. It stays in the mark for the life of the flow, so `conntrack -L` shows it; every
-//!   other bit is cleared once it has done its work. Bit 19, *a*, is part of the id: set for the ids of VIPs that take
-//!   all protocols.
+//! - *id* says whose connection it is. It stays in the mark for the life of the flow, so `conntrack -L` shows it, and so does *s*, by
+//!   which the clients of a sticky Service are remembered; every other bit is cleared once it has done its work.
+//! - *b* says how to choose among endpoints: 0 at random, 1 in turn, 2 by the client's address, 3 by the original's `jhash`. *a* marks VIPs
+//!   that take all protocols. Both are part of the id.
 //! - *slots* says over how many endpoints to spread: 1 to 254; 0 is "drop", 255 is "refuse".
-//! - e (external), m (masquerade always), l (policy Local), s (sticky) are kept free for `NodePorts`, load balancers
-//!   and session affinity, which the table does not have yet.
-//!
-//! *slots* and *a* together are the [`Class`]: what the one dispatch rule branches on.
+//! - *s*: sticky, session affinity. *l*: policy Local; pods and the worker itself get another tag. *m*: masquerade, whoever it comes from.
+//!   *e*: it was sent to an address for the outside, so that a stranger is no reason to masquerade.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::service::ServiceName;
+use crate::family::Family;
+use crate::service::{Balance, Protocol, ServiceName};
 
 /// The bits of the tag that choose a chain.
-pub const CLASS_MASK: u32 = 0x1ff8_0000;
+pub const CLASS_MASK: u32 = 0x1ffe_0000;
+/// The bits of the tag that say over how many endpoints to spread.
+pub const SLOTS_MASK: u32 = 0x0ff0_0000;
 /// The bits of the tag that stay in the mark of a connection: the id, and the sticky bit.
 pub const KEEP_MASK: u32 = 0x100f_ffff;
+/// The bit of sticky Services.
+pub const STICKY_BIT: u32 = 1 << 28;
+/// The bit of tags that pods and the worker itself exchange for another.
+pub const LOCAL_BIT: u32 = 1 << 29;
+/// The bit of connections that are masqueraded in any case.
+pub const MASQUERADE_BIT: u32 = 1 << 30;
+/// The bit of connections to an address for the outside.
+pub const EXTERNAL_BIT: u32 = 1 << 31;
 /// The bit of an id that says "all protocols".
 const ANY_BIT: u32 = 1 << 19;
+/// Where *b* begins.
+const BALANCE_SHIFT: u32 = 17;
 /// How many ids there are of each kind.
-const NUMBERS: u32 = 1 << 19;
+const NUMBERS: u32 = 1 << BALANCE_SHIFT;
 /// Where *slots* begins.
 const SLOTS_SHIFT: u32 = 20;
 const REFUSE_SLOTS: u32 = 0xff;
 /// The most endpoints that a port of a Service is spread over.
 pub const MAX_SLOTS: u8 = 254;
 
-/// What the proxy gives one id: a port of a Service, or a whole Service. Prints as `shop/web:http/tcp` or `shop/web`.
+/// What of a Service has endpoints of its own in the table, and therefore an id.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Subject {
-    /// A port, of the name and protocol that the string holds.
-    Port(ServiceName, String),
+pub struct Subject {
+    /// Whose addresses it is about.
+    pub family: Family,
+    /// How endpoints are chosen.
+    pub balance: Balance,
+    /// What of the Service.
+    pub part: Part,
+}
+
+/// A part of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// A port, seen with some policy.
+    Port {
+        /// Its name.
+        name: String,
+        /// TCP, UDP or SCTP.
+        protocol: Protocol,
+        /// Which of its endpoints.
+        view: View,
+    },
     /// Whatever else is sent to the address of a Service for all protocols.
-    Any(ServiceName),
+    Any,
+}
+
+/// Which endpoints of a port, and for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum View {
+    /// Those of the whole cluster.
+    Cluster,
+    /// Those of this worker.
+    Local,
+    /// Those of the whole cluster, for clients in the ranges of a load balancer.
+    RangedCluster,
+    /// Those of this worker, for clients in the ranges of a load balancer.
+    RangedLocal,
 }
 
 /// An id: 20 bits. Prints as nftables prints a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(u32);
 
-/// The chain that a connection takes.
+/// What becomes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// No candidate here, but elsewhere: silence.
     Drop,
     /// No endpoint at all: a reset, or an ICMP error.
     Refuse,
-    /// Spread over so many endpoints; address and port are translated.
-    Ports(u8),
-    /// Spread over so many endpoints; the address is translated.
-    Any(u8),
+    /// It takes a chain that chooses an endpoint.
+    Spread(Spread),
+}
+
+/// A way to choose an endpoint; all Services that agree in it share a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Spread {
+    /// Among how many, at least 1.
+    pub slots: u8,
+    /// How.
+    pub balance: Balance,
+    /// Whether a client is sent where it was sent before.
+    pub is_sticky: bool,
+    /// Whether ports are kept as they are, as for VIPs that take all protocols.
+    pub keeps_ports: bool,
 }
 
 /// The whole tag.
@@ -68,20 +122,28 @@ pub struct Tag(u32);
 
 /// Hands out ids: the same name gets the same id on every worker and after every restart, as far as possible.
 ///
-/// The id is a hash of the name, so no worker needs to remember or to agree; where two names of one cluster hash alike (one pair in
-/// ten thousand Services is likely), the later one takes the next free number, which then may differ between workers. An id that was
-/// handed out stays until its subject is gone.
+/// The id is a hash of the name, so no worker needs to remember or to agree; where two names of one cluster hash alike, the later one takes
+/// the next free number, which then may differ between workers. An id that was handed out stays until it is given back.
 #[derive(Debug, Default, Clone)]
 pub struct Ids {
-    by_subject: BTreeMap<Subject, Id>,
     taken: BTreeSet<Id>,
+}
+
+impl Subject {
+    fn kind_bits(&self) -> u32 {
+        let any = match self.part {
+            Part::Port { .. } => 0,
+            Part::Any => ANY_BIT,
+        };
+        any | self.balance.number() << BALANCE_SHIFT
+    }
 }
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Port(service, port) => write!(f, "{service}:{port}"),
-            Self::Any(service) => service.fmt(f),
+        match &self.part {
+            Part::Port { name, protocol, view } => write!(f, "{name}/{protocol} {view:?} {}", self.family),
+            Part::Any => write!(f, "all {}", self.family),
         }
     }
 }
@@ -92,6 +154,12 @@ impl Id {
     pub fn mark(self) -> u32 {
         self.0
     }
+
+    /// The mark that connections of a sticky Service keep.
+    #[must_use]
+    pub fn sticky_mark(self) -> u32 {
+        self.0 | STICKY_BIT
+    }
 }
 
 impl fmt::Display for Id {
@@ -101,34 +169,49 @@ impl fmt::Display for Id {
 }
 
 impl Class {
-    /// The class as the dispatch rule sees it: a tag of which all but [`CLASS_MASK`] is cleared.
-    ///
-    /// `is_any` is whether the id is one of a VIP for all protocols: classes without endpoints have both forms.
-    fn bits(self, is_any: bool) -> u32 {
-        let slots = match self {
+    fn slots(self) -> u32 {
+        match self {
             Self::Drop => 0,
             Self::Refuse => REFUSE_SLOTS,
-            Self::Ports(slots) | Self::Any(slots) => u32::from(slots),
-        };
-        slots << SLOTS_SHIFT | if is_any { ANY_BIT } else { 0 }
+            Self::Spread(spread) => spread.slots.into(),
+        }
     }
 
-    /// The keys under which the class stands in the dispatch map.
+    /// The key under which connections that are dropped or refused stand in `map vacant`; `None` for the others.
     #[must_use]
-    pub fn marks(self) -> Vec<u32> {
+    pub fn vacant_mark(self) -> Option<u32> {
         match self {
-            Self::Drop | Self::Refuse => vec![self.bits(false), self.bits(true)],
-            Self::Ports(_) => vec![self.bits(false)],
-            Self::Any(_) => vec![self.bits(true)],
+            Self::Drop | Self::Refuse => Some(self.slots() << SLOTS_SHIFT),
+            Self::Spread(_) => None,
         }
     }
 }
 
+impl Spread {
+    /// The key under which the chain stands in `map class`: a tag of which all but [`CLASS_MASK`] is cleared.
+    #[must_use]
+    pub fn mark(self) -> u32 {
+        let sticky = if self.is_sticky { STICKY_BIT } else { 0 };
+        let any = if self.keeps_ports { ANY_BIT } else { 0 };
+        u32::from(self.slots) << SLOTS_SHIFT | sticky | any | self.balance.number() << BALANCE_SHIFT
+    }
+}
+
 impl Tag {
-    /// The tag of connections that belong to `id` and take the chain of `class`.
+    /// The tag of connections that belong to `id` and go the way of `class`.
     #[must_use]
     pub fn new(id: Id, class: Class) -> Self {
-        Self(id.0 | class.bits(id.0 & ANY_BIT != 0))
+        let sticky = match class {
+            Class::Spread(Spread { is_sticky: true, .. }) => STICKY_BIT,
+            Class::Spread(_) | Class::Drop | Class::Refuse => 0,
+        };
+        Self(id.0 | class.slots() << SLOTS_SHIFT | sticky)
+    }
+
+    /// The same with more bits set.
+    #[must_use]
+    pub fn with(self, bits: u32) -> Self {
+        Self(self.0 | bits)
     }
 
     /// The tag as a mark.
@@ -145,36 +228,20 @@ impl fmt::Display for Tag {
 }
 
 impl Ids {
-    /// The id of `subject`; `None` when all half a million are taken.
-    pub fn assign(&mut self, subject: &Subject) -> Option<Id> {
-        if let Some(id) = self.by_subject.get(subject) {
-            return Some(*id);
-        }
-        let kind = match subject {
-            Subject::Port(..) => 0,
-            Subject::Any(_) => ANY_BIT,
-        };
-        let first = hash(&subject.to_string());
+    /// Takes an id for a part of a Service; `None` when all of its kind are taken.
+    pub fn take(&mut self, service: &ServiceName, subject: &Subject) -> Option<Id> {
+        let first = hash(&format!("{service}:{subject}"));
+        let kind = subject.kind_bits();
         // Id 0 is left out: a mark of 0 means "nobody's".
         let candidates = (0..NUMBERS).map(|step| Id(((first + step) % NUMBERS) | kind)).filter(|id| id.0 != 0);
         let id = candidates.into_iter().find(|id| !self.taken.contains(id))?;
         self.taken.insert(id);
-        self.by_subject.insert(subject.clone(), id);
         Some(id)
     }
 
-    /// Gives back the ids of the subjects of `service` that are not in `kept`.
-    pub fn release(&mut self, service: &ServiceName, kept: &BTreeSet<Subject>) {
-        let first = Subject::Port(service.clone(), String::new());
-        let of_ports = self.by_subject.range(first..).map(|(subject, _)| subject);
-        let of_ports = of_ports.take_while(|subject| matches!(subject, Subject::Port(name, _) if name == service));
-        let any = Subject::Any(service.clone());
-        let gone: Vec<Subject> = of_ports.chain([&any]).filter(|subject| !kept.contains(*subject)).cloned().collect();
-        for subject in gone {
-            if let Some(id) = self.by_subject.remove(&subject) {
-                self.taken.remove(&id);
-            }
-        }
+    /// Gives an id back.
+    pub fn release(&mut self, id: Id) {
+        self.taken.remove(&id);
     }
 }
 
@@ -184,48 +251,59 @@ fn hash(text: &str) -> u32 {
     for byte in text.bytes() {
         hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     }
-    (hash >> 19 ^ hash) % NUMBERS
+    (hash >> BALANCE_SHIFT ^ hash) % NUMBERS
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn port(name: &str) -> Subject {
-        Subject::Port(ServiceName::new("shop", name), "http/tcp".to_owned())
+    fn name(text: &str) -> ServiceName {
+        ServiceName::new("shop", text)
+    }
+
+    fn port(balance: Balance) -> Subject {
+        let part = Part::Port { name: "http".to_owned(), protocol: Protocol::Tcp, view: View::Cluster };
+        Subject { family: Family::V4, balance, part }
     }
 
     #[test]
     fn the_parts_of_a_tag_do_not_overlap() {
         let mut ids = Ids::default();
-        let (web, vip) =
-            (ids.assign(&port("web")).unwrap(), ids.assign(&Subject::Any(ServiceName::new("shop", "web"))).unwrap());
-        for (id, class) in [(web, Class::Ports(254)), (vip, Class::Any(3)), (web, Class::Refuse), (vip, Class::Drop)] {
-            let mark = Tag::new(id, class).mark();
-            assert_eq!(mark & KEEP_MASK, id.mark());
-            assert!(class.marks().contains(&(mark & CLASS_MASK)), "{class:?}");
+        for balance in Balance::ALL {
+            for (subject, keeps_ports) in [(port(balance), false), (Subject { part: Part::Any, ..port(balance) }, true)]
+            {
+                let id = ids.take(&name("web"), &subject).unwrap();
+                for (slots, is_sticky) in [(1, false), (254, true)] {
+                    let spread = Spread { slots, balance, is_sticky, keeps_ports };
+                    let mark =
+                        Tag::new(id, Class::Spread(spread)).with(EXTERNAL_BIT | MASQUERADE_BIT | LOCAL_BIT).mark();
+                    assert_eq!(mark & CLASS_MASK, spread.mark(), "{spread:?}");
+                    assert_eq!(mark & KEEP_MASK, if is_sticky { id.sticky_mark() } else { id.mark() });
+                }
+                for class in [Class::Drop, Class::Refuse] {
+                    assert_eq!(Some(Tag::new(id, class).mark() & SLOTS_MASK), class.vacant_mark());
+                }
+            }
         }
-        assert_eq!(web.mark() & ANY_BIT, 0);
-        assert_eq!(vip.mark() & ANY_BIT, ANY_BIT);
     }
 
     #[test]
     fn the_same_name_gets_the_same_id_whatever_came_before() {
         let (mut one, mut two) = (Ids::default(), Ids::default());
-        one.assign(&port("first"));
-        assert_eq!(one.assign(&port("web")), two.assign(&port("web")));
-        assert_eq!(one.assign(&port("web")), one.assign(&port("web")));
+        one.take(&name("first"), &port(Balance::Random));
+        assert_eq!(one.take(&name("web"), &port(Balance::Random)), two.take(&name("web"), &port(Balance::Random)));
     }
 
     #[test]
     fn ids_are_unique_and_come_back_when_released() {
         let mut ids = Ids::default();
-        let subjects: Vec<Subject> = (0..20_000).map(|n| port(&format!("s{n}"))).collect();
-        let given: BTreeSet<Id> = subjects.iter().map(|subject| ids.assign(subject).unwrap()).collect();
-        assert_eq!(given.len(), subjects.len());
-        for n in 0..20_000 {
-            ids.release(&ServiceName::new("shop", format!("s{n}")), &BTreeSet::new());
+        let given: BTreeSet<Id> =
+            (0..20_000).map(|n| ids.take(&name(&format!("s{n}")), &port(Balance::Random)).unwrap()).collect();
+        assert_eq!(given.len(), 20_000);
+        for id in given {
+            ids.release(id);
         }
-        assert!(ids.by_subject.is_empty() && ids.taken.is_empty());
+        assert!(ids.taken.is_empty());
     }
 }

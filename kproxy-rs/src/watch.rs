@@ -50,6 +50,7 @@ enum State {
 struct Next {
     services: i64,
     slices: i64,
+    nodes: i64,
 }
 
 impl Next {
@@ -57,6 +58,7 @@ impl Next {
         match kind {
             Kind::Services => &mut self.services,
             Kind::Slices => &mut self.slices,
+            Kind::Nodes => &mut self.nodes,
         }
     }
 }
@@ -111,7 +113,7 @@ async fn list(source: &Source, updates: &mpsc::Sender<Update>) -> Result<Next, S
     debug!(objects = listing.pairs.len(), revision = listing.revision, "listed all objects");
     let next = listing.revision + 1;
     let _ = updates.send(Update::Events(vec![Event::Listed(listing.pairs)])).await; // As above.
-    Ok(Next { services: next, slices: next })
+    Ok(Next { services: next, slices: next, nodes: next })
 }
 
 /// Passes on what both watches say, until one of them ends.
@@ -123,6 +125,7 @@ async fn watch(
 ) -> Result<Gap, SourceError> {
     let mut services = source.watch(Kind::Services, next.services).await?;
     let mut slices = source.watch(Kind::Slices, next.slices).await?;
+    let mut nodes = source.watch(Kind::Nodes, next.nodes).await?;
     if std::mem::take(is_away) {
         let _ = updates.send(Update::Back).await; // A closed channel is seen below.
     }
@@ -131,6 +134,7 @@ async fn watch(
             // In any order: an endpoint may be there before its Service as well as after it.
             response = receive(&mut services) => (Kind::Services, response?),
             response = receive(&mut slices) => (Kind::Slices, response?),
+            response = receive(&mut nodes) => (Kind::Nodes, response?),
             () = updates.closed() => return Ok(Gap::Closed),
         };
         let next = next.of(kind);

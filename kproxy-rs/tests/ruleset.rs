@@ -1,10 +1,10 @@
 //! From objects to `nft` text, and to the kernel and back.
 
-use std::net::Ipv4Addr;
-
-use ipnet::Ipv4Net;
-use kproxy_rs::apply::{Finding, Kernel};
-use kproxy_rs::diff::replacement;
+use kproxy_rs::apply::{Adoption, Finding, Kernel};
+use kproxy_rs::config::LocalClients;
+use kproxy_rs::diff::{Layouts, replacement};
+use kproxy_rs::family::Family;
+use kproxy_rs::node::Node;
 use kproxy_rs::objects::{Event, Key, Objects};
 use kproxy_rs::plan::Planner;
 use kproxy_rs::service::ServiceName;
@@ -19,7 +19,7 @@ struct Worker {
 
 impl Worker {
     fn new() -> Self {
-        Self { objects: Objects::default(), planner: Planner::new("w1") }
+        Self { objects: Objects::default(), planner: Planner::new(Node::new("w1")) }
     }
 
     fn put_service(&mut self, name: &str, object: &Value) {
@@ -41,12 +41,16 @@ impl Worker {
     }
 
     fn plan(&mut self) {
-        for name in self.objects.take_dirty() {
-            self.planner.update(&name, self.objects.service(&name), self.objects.slices(&name));
+        let mut dirty = self.objects.take_dirty();
+        while !dirty.is_empty() {
+            for name in dirty {
+                self.planner.update(&name, self.objects.service(&name), self.objects.slices(&name));
+            }
+            dirty = self.planner.take_affected();
         }
     }
 
-    /// A Service of two ports with two endpoints, one without endpoints, and a VIP for all protocols.
+    /// A Service of two ports with two endpoints, one without endpoints, a VIP for all protocols, and a load balancer with everything.
     fn example() -> Self {
         let mut worker = Self::new();
         let ports = json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
@@ -60,19 +64,30 @@ impl Worker {
             &json!({"metadata": {"annotations": annotations}, "spec": {"clusterIP": "100.64.10.1"}}),
         );
         worker.put_slice("vip", &["11.10.0.2", "11.10.0.4"], &json!([]));
+        let spec = json!({"type": "LoadBalancer", "clusterIP": "100.64.0.3", "clusterIPs": ["100.64.0.3", "fd00:64::3"],
+            "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP", "loadBalancerSourceRanges": ["192.0.2.0/24"],
+            "ports": [{"port": 443, "nodePort": 30443}]});
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}});
+        let annotations = json!({"knetsim.io/load-balancing": "round-robin"});
+        worker.put_service("shop", &json!({"metadata": {"annotations": annotations}, "spec": spec, "status": status}));
+        worker.put_slice("shop", &["11.10.0.6"], &json!([{"port": 8443}]));
         worker.plan();
+        worker.planner.take_change();
         worker
     }
 }
 
-fn layout() -> Layout {
-    Layout::new(&[Ipv4Net::new_assert(Ipv4Addr::new(11, 0, 0, 0), 8)], 14)
+fn layouts() -> Layouts {
+    let local =
+        LocalClients::Networks(["11.0.0.0/8", "fd00:11::/48"].map(|net| net.parse().expect("a network")).to_vec());
+    let layout = |family| Layout::new(family, &local, &[], 14);
+    Layouts { ipv4: layout(Family::V4), ipv6: layout(Family::V6) }
 }
 
 #[test]
 fn the_whole_table_is_one_batch() {
     let worker = Worker::example();
-    insta::assert_snapshot!(replacement(&layout(), worker.planner.entries()));
+    insta::assert_snapshot!(replacement(&layouts(), worker.planner.entries()));
 }
 
 #[test]
@@ -81,7 +96,7 @@ fn an_endpoint_that_joins_changes_slots_class_and_tag_in_one_batch() {
     worker.planner.take_change();
     worker.put_slice("vip", &["11.10.0.2", "11.10.0.4", "11.10.0.5"], &json!([]));
     worker.plan();
-    insta::assert_snapshot!(worker.planner.take_change().batch(&layout()));
+    insta::assert_snapshot!(worker.planner.take_change().batch(&layouts()));
 }
 
 #[test]
@@ -90,7 +105,7 @@ fn an_endpoint_that_is_replaced_changes_its_slot_alone() {
     worker.planner.take_change();
     worker.put_slice("vip", &["11.10.0.2", "11.10.0.3"], &json!([]));
     worker.plan();
-    insta::assert_snapshot!(worker.planner.take_change().batch(&layout()));
+    insta::assert_snapshot!(worker.planner.take_change().batch(&layouts()));
 }
 
 #[test]
@@ -99,7 +114,7 @@ fn the_kernel_has_after_many_changes_what_a_new_plan_would_write() {
         return;
     }
     let mut worker = Worker::new();
-    let mut kernel = Kernel::open(layout()).unwrap();
+    let mut kernel = Kernel::open(layouts()).unwrap();
     kernel.replace(worker.planner.entries()).unwrap();
     worker.planner.take_change();
     // Fixed pseudo-random numbers, so that a failure can be repeated. Source: Knuth, TAOCP 2, 3.3.4.
@@ -116,8 +131,12 @@ fn the_kernel_has_after_many_changes_what_a_new_plan_would_write() {
             0 => worker.delete_service(&name),
             1 => {
                 let annotations = json!({"knetsim.io/all-protocols": if random(2) == 0 { "true" } else { "false" }});
-                let spec =
-                    json!({"clusterIP": format!("100.64.0.{}", 1 + number), "ports": [{"port": 80 + random(2)}]});
+                let policy = ["Cluster", "Local"][random(2)];
+                let affinity = ["None", "ClientIP"][random(2)];
+                let spec = json!({"type": "LoadBalancer", "clusterIP": format!("100.64.0.{}", 1 + number), "externalTrafficPolicy": policy,
+                    "clusterIPs": [format!("100.64.0.{}", 1 + number), format!("fd00:64::{}", 1 + number)],
+                    "externalIPs": [format!("198.51.100.{}", random(3))], "sessionAffinity": affinity,
+                    "ports": [{"port": 80 + random(2), "nodePort": 30_000 + random(3)}]});
                 worker.put_service(&name, &json!({"metadata": {"annotations": annotations}, "spec": spec}));
             }
             _ => {
@@ -138,4 +157,41 @@ fn the_kernel_has_after_many_changes_what_a_new_plan_would_write() {
             assert_eq!(kernel.inspect(worker.planner.entries()).unwrap(), Finding::Intact, "after step {step}");
         }
     }
+}
+
+#[test]
+fn a_restart_goes_on_with_the_tables_and_writes_the_difference_alone() {
+    if !linux_net::testing::enter_sandbox() {
+        return;
+    }
+    let mut worker = Worker::example();
+    let nft = |words: &str| {
+        let output = std::process::Command::new("nft").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let start = |worker: &Worker| {
+        let mut kernel = Kernel::open(layouts()).unwrap();
+        let adoption = kernel.adopt(worker.planner.entries()).unwrap();
+        assert_eq!(kernel.inspect(worker.planner.entries()).unwrap(), Finding::Intact);
+        adoption
+    };
+    assert_eq!(start(&worker), Adoption::Replaced);
+    let before = nft("-a list ruleset");
+    assert_eq!(start(&worker), Adoption::Adopted { changed: 0 });
+    assert_eq!(nft("-a list ruleset"), before, "no rule has got another handle");
+
+    // What changed while nobody watched: an endpoint came, a Service went with its chains.
+    worker.put_slice("vip", &["11.10.0.2", "11.10.0.4", "11.10.0.5"], &json!([]));
+    worker.delete_service("shop");
+    worker.plan();
+    assert!(matches!(start(&worker), Adoption::Adopted { changed: 1.. }));
+    assert!(!nft("list ruleset").contains("lb-1-round-robin-sticky"));
+
+    // Rules of another hand, or of another release, are not trusted.
+    nft("add rule ip kproxy services counter");
+    assert_eq!(start(&worker), Adoption::Replaced);
+    nft("flush chain ip kproxy refuse");
+    assert_eq!(start(&worker), Adoption::Replaced);
+    assert_eq!(start(&worker), Adoption::Adopted { changed: 0 });
 }

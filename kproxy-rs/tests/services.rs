@@ -213,8 +213,8 @@ fn what_somebody_else_did_to_the_table_is_undone() {
     assert!(ask(lab.pod(3), &to).is_ok());
     let log = lab.proxy_log();
     assert!(
-        log.contains("the table is gone")
-            && log.contains("chain lb-2 was edited")
+        log.contains("a table is gone")
+            && log.contains("chain lb-2 of ip kproxy was edited")
             && log.contains("the elements of eps were edited"),
         "{log}"
     );

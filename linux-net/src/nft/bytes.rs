@@ -123,6 +123,8 @@ pub(super) fn append(value: &Value, order: Order, out: &mut Vec<u8>) {
             Order::Host => out.extend(number.to_ne_bytes()),
         },
         Value::IfName(name) => out.extend(interface_name(name)),
+        // Compared over its own length, it agrees with every name that begins so.
+        Value::IfNamePrefix(prefix) => out.extend(prefix.as_str().as_bytes()),
         Value::Mac(mac) => out.extend(mac.octets()),
     }
 }
@@ -157,7 +159,7 @@ pub(super) fn fits(value: &Value, component: Type) -> bool {
         Value::Port(_) | Value::PortRange(..) => component == Type::InetService,
         Value::Mark(_) => component == Type::Mark,
         Value::Integer(_) => component == Type::Integer,
-        Value::IfName(_) => component == Type::Ifname,
+        Value::IfName(_) | Value::IfNamePrefix(_) => component == Type::Ifname,
         Value::Mac(_) => component == Type::EtherAddr,
         Value::CtState(_) => component == Type::CtState,
         Value::CtStatus(_) => component == Type::CtStatus,

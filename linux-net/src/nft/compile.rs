@@ -350,7 +350,7 @@ impl Compiler<'_> {
                 Order::Host | Order::Big => data[data.len() - width..].to_vec(),
             };
         }
-        if data.len() != width {
+        if data.len() != width && !matches!(right, Value::IfNamePrefix(_)) {
             return Err(Error::Invalid {
                 what: "comparison",
                 value: format!("{left} with {right}"),

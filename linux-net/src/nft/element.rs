@@ -1,7 +1,7 @@
 //! Constants, and the elements of sets and maps.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
@@ -33,6 +33,8 @@ pub enum Value {
     Integer(u32),
     /// An interface name (`ifname`).
     IfName(IfName),
+    /// The beginning of interface names, in matches: `iifname "veth*"`.
+    IfNamePrefix(IfName),
     /// A hardware address (`ether_addr`).
     Mac(MacAddr),
     /// States of a connection, any of which matches (`ct_state`): bits of [`Ct::STATE_NEW`](super::Ct::STATE_NEW) and the like.
@@ -41,6 +43,15 @@ pub enum Value {
     CtStatus(u32),
     /// The type of an address (`fib_addrtype`): 1 unicast, 2 local, 3 broadcast, 5 multicast.
     FibType(u32),
+}
+
+impl From<IpAddr> for Value {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self::Ipv4(address),
+            IpAddr::V6(address) => Self::Ipv6(address),
+        }
+    }
 }
 
 /// An element of a set or map.

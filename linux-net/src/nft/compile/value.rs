@@ -65,7 +65,7 @@ impl Expr {
 
 fn constant_bytes(value: &Value) -> Option<usize> {
     match value {
-        Value::Ipv6(_) | Value::Ipv6Net(_) | Value::IfName(_) => Some(16),
+        Value::Ipv6(_) | Value::Ipv6Net(_) | Value::IfName(_) | Value::IfNamePrefix(_) => Some(16),
         Value::Protocol(_) => Some(1),
         Value::Port(_) | Value::PortRange(..) => Some(2),
         Value::Mac(_) => Some(6),

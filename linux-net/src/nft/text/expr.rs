@@ -120,6 +120,7 @@ impl Display for Value {
             Self::PortRange(first, last) => write!(f, "{first}-{last}"),
             Self::Mark(mark) => write!(f, "{mark:#010x}"),
             Self::IfName(name) => write!(f, "\"{name}\""),
+            Self::IfNamePrefix(prefix) => write!(f, "\"{prefix}*\""),
             Self::Mac(mac) => write!(f, "{mac}"),
             Self::CtState(bits) => write_bits(
                 f,
