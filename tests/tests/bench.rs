@@ -39,3 +39,27 @@ fn the_overlay_agent_is_measured_beside_flanneld_where_that_is_installed() -> an
     }
     Ok(())
 }
+
+#[test]
+fn the_cni_plugins_are_measured_beside_the_go_plugins() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let out = directory.path().to_str().context("a path in UTF-8")?;
+    run(&mut knetsim(&["bench", "cni", "--repeat", "1", "--out", out])?)?.ok()?;
+    let cases: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(directory.path().join("cni.json"))?)?;
+    let cases = cases.as_array().context("the file holds no list")?;
+    let find = |name: &str| cases.iter().find(|case| case["name"] == name).with_context(|| format!("no case {name}"));
+    for what in ["ADD", "dual stack, ADD", "masquerade, ADD", "host port, ADD", "5,000 reservations, ADD", "DEL"] {
+        let ours = find(&format!("{what}: cni-plugin"))?;
+        let ratio = ours["median"].as_f64().zip(find(&format!("{what}: Go plugins"))?["median"].as_f64());
+        let (ours_ms, theirs_ms) = ratio.context("no medians")?;
+        assert!(ours_ms > 0.0 && theirs_ms > 0.0, "{ours}");
+        assert!(
+            ours["ratio_to_peer"].as_f64().is_some_and(|ratio| (ratio - ours_ms / theirs_ms).abs() < 1e-9),
+            "{ours}"
+        );
+        assert_eq!(ours["runs"].as_array().map(Vec::len), Some(6), "{ours}");
+    }
+    find("VERSION: cni-plugin")?;
+    find("VERSION: /bin/true")?;
+    Ok(())
+}
