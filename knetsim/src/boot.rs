@@ -15,9 +15,10 @@ use linux_net::{NetNs, process::CommandNamespaceExt as _};
 
 use crate::{
     certificate::Authority,
-    component::{self, cni, etcd, flannel, interconnect, kproxy, wait_until_ready},
+    component::{self, apiserver, cni, etcd, flannel, interconnect, kproxy, wait_until_ready},
     impls::{Component, Impl, Impls},
     lab::{Cluster, Lab, Node},
+    kubelet, object,
     process::Processes,
     progress::Progress,
     store::Store,
@@ -66,6 +67,9 @@ pub fn boot(boot: Boot<'_>) -> anyhow::Result<Arc<World>> {
         store.put(vec![(flannel::CONFIG_KEY.to_owned(), lab.pods.flannel_config.clone().into_bytes())])?;
         stores.insert(cluster.name.clone(), store);
     }
+    for cluster in &lab.clusters {
+        supervisor.run(apiserver::spec(cluster, &lab.pods)?)?;
+    }
     let authority = Authority::create(&interconnect::directory(), &name)?;
     let mut certificates = BTreeMap::new();
     for cluster in &lab.clusters {
@@ -86,6 +90,7 @@ pub fn boot(boot: Boot<'_>) -> anyhow::Result<Arc<World>> {
     progress.step("service proxy", || wait_for_proxies(&world))?;
     progress.step("containers", || create_containers(&world))?;
     progress.step("services", || make_services(&world))?;
+    progress.step("control plane", || start_control_plane(&world))?;
     if world.lab.clusters.iter().any(|cluster| !cluster.ingresses.is_empty()) {
         progress.step("ingress", || start_ingresses(&world))?;
     }
@@ -175,6 +180,26 @@ fn make_services(world: &World) -> anyhow::Result<String> {
         }
     }
     Ok(format!("{count} virtual addresses"))
+}
+
+/// Makes the workers known, waits for the API of each cluster, which was started with the overlay, and lets the workers take pods.
+fn start_control_plane(world: &Arc<World>) -> anyhow::Result<String> {
+    let mut addresses = Vec::new();
+    for cluster in &world.lab.clusters {
+        let nodes = cluster.workers.iter().map(|worker| {
+            let subnet = flannel::subnet(worker).map(|subnet| subnet.network.to_string());
+            object::node(worker, subnet.as_deref())
+        });
+        world.store(cluster)?.put(nodes.collect())?;
+        let node = apiserver::node(cluster)?;
+        let netns = NetNs::open(&node.name)?;
+        wait_until_ready(&world.supervisor, &apiserver::id(node), "its /healthz does not answer 200", || {
+            apiserver::is_healthy(&netns, node)
+        })?;
+        kubelet::start(world, cluster)?;
+        addresses.push(apiserver::address(node).to_string());
+    }
+    Ok(format!("Kubernetes API at {}", addresses.join(", ")))
 }
 
 fn start_ingresses(world: &World) -> anyhow::Result<String> {

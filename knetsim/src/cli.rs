@@ -1,10 +1,12 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{cmd::bench::What, impls::ImplArg, labdir::DEFAULT_NAME};
+use ipnet::Ipv4Net;
+
+use crate::{cmd::bench::What, impls::ImplArg, labdir::DEFAULT_NAME, objects::ObjectCommand};
 
 /// A laboratory for learning, and measuring, how Kubernetes networking works.
 ///
@@ -35,10 +37,16 @@ pub enum Command {
     Shell(ShellArgs),
     /// Print the logs of a node's daemons
     Logs(LogsArgs),
+    /// Make, show, change and delete Kubernetes objects
+    #[command(flatten)]
+    Objects(ObjectCommand),
     /// Measure parts of the lab, beside the real programs where those are installed
     Bench(BenchArgs),
     /// Serve a text or a directory over HTTP, as the containers of the default lab do
     Serve(ServeArgs),
+    /// The Kubernetes API of a cluster, and its controllers; started by the lab on the first etcd node
+    #[command(name = "apiserver", hide = true)]
+    ApiServer(ApiServerArgs),
     /// What runs as process 1 of a lab; started by `up`
     #[command(hide = true)]
     Init,
@@ -54,7 +62,7 @@ pub enum Command {
 }
 
 /// Which lab.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct LabArgs {
     /// The lab's name
     #[arg(long, default_value = DEFAULT_NAME)]
@@ -171,6 +179,20 @@ pub struct BenchTopologyArgs {
     /// Build with the `ip` program instead, for comparison
     #[arg(long)]
     pub ip: bool,
+}
+
+/// `knetsim apiserver`
+#[derive(Debug, Args)]
+pub struct ApiServerArgs {
+    /// The cluster's etcd, as URLs joined by commas
+    #[arg(long)]
+    pub etcd_endpoints: String,
+    /// Where to listen
+    #[arg(long)]
+    pub listen: SocketAddr,
+    /// Where service addresses come from
+    #[arg(long)]
+    pub service_cidr: Ipv4Net,
 }
 
 /// `knetsim serve`

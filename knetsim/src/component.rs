@@ -1,6 +1,7 @@
 //! The daemons of the lab: for each component, how the Rust program and the real one are started, and how one knows that
 //! it is ready. Both get the same addresses, files and ports; nothing else in the lab knows which of them runs.
 
+pub mod apiserver;
 pub mod cni;
 pub mod etcd;
 pub mod flannel;

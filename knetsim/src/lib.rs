@@ -59,8 +59,16 @@ pub mod terminal;
 pub mod certificate;
 pub mod component;
 pub mod impls;
+pub mod api;
+pub mod controller;
+pub mod kubelet;
 pub mod object;
 pub mod store;
+
+pub mod client;
+pub mod manifest;
+pub mod objects;
+pub mod yaml;
 
 pub mod announce;
 pub mod boot;

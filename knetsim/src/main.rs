@@ -28,6 +28,8 @@ fn try_main(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Exec(args) => cmd::enter::exec(&args),
         Command::Shell(args) => cmd::enter::shell(&args),
         Command::Logs(args) => cmd::logs::run(&args),
+        Command::Objects(command) => cmd::objects::run(&command),
+        Command::ApiServer(args) => cmd::apiserver::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),
         Command::Serve(args) => cmd::serve::run(args),
         Command::Init => cmd::init::run(),

@@ -7,7 +7,11 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-use crate::{lab::Service, store::KeyValue};
+use crate::{
+    api::{claim::Claim, kind::Kind, prepare},
+    lab::{Node, Service},
+    store::KeyValue,
+};
 
 /// The namespace of everything the lab makes.
 pub const NAMESPACE: &str = "default";
@@ -24,6 +28,85 @@ pub fn service_key(name: &str) -> String {
 #[must_use]
 pub fn slice_key(service: &str) -> String {
     format!("/registry/endpointslices/{NAMESPACE}/{service}-lab")
+}
+
+/// The label by which the lab's own containers can be selected.
+pub const CONTAINER: &str = "knetsim.io/container";
+
+/// The key of a pod.
+#[must_use]
+pub fn pod_key(namespace: &str, name: &str) -> String {
+    Kind::Pod.key(namespace, name)
+}
+
+/// A container of the lab as a Pod, with its key: so that `get pods` shows it and a Service can select it.
+#[must_use]
+pub fn pod(container: &str, worker: &Node, address: Ipv4Addr) -> KeyValue {
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": container, "namespace": NAMESPACE, "labels": { CONTAINER: container },
+            "uid": prepare::random_uid(), "creationTimestamp": prepare::now(),
+        },
+        "spec": { "nodeName": worker.name, "containers": [{ "name": container }], "terminationGracePeriodSeconds": 0 },
+        "status": running_status(&[container], worker, address),
+    });
+    (pod_key(NAMESPACE, container), object.to_string().into_bytes())
+}
+
+/// The status of a pod whose containers run.
+#[must_use]
+pub fn running_status(containers: &[&str], worker: &Node, address: Ipv4Addr) -> Value {
+    let now = prepare::now();
+    let holds = |name: &str| json!({ "type": name, "status": "True", "lastTransitionTime": now });
+    let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(holds);
+    let container = |name: &&str| {
+        json!({ "name": name, "ready": true, "started": true, "restartCount": 0, "image": "", "imageID": "",
+            "state": { "running": { "startedAt": now } } })
+    };
+    json!({
+        "phase": "Running",
+        "podIP": address, "podIPs": [{ "ip": address }],
+        "hostIP": worker.address, "hostIPs": [{ "ip": worker.address }],
+        "startTime": now,
+        "conditions": conditions,
+        "containerStatuses": containers.iter().map(container).collect::<Vec<_>>(),
+    })
+}
+
+/// A worker as a Node, with its key. `pods` is the subnet of its pods, where the overlay agent has one.
+#[must_use]
+pub fn node(worker: &Node, pods: Option<&str>) -> KeyValue {
+    let now = prepare::now();
+    let mut object = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": worker.name, "uid": prepare::random_uid(), "creationTimestamp": now,
+            "labels": { "kubernetes.io/hostname": worker.name, "kubernetes.io/os": "linux" },
+        },
+        "spec": {},
+        "status": {
+            "addresses": [
+                { "type": "InternalIP", "address": worker.address },
+                { "type": "Hostname", "address": worker.name },
+            ],
+            "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now,
+                "lastTransitionTime": now, "message": "the worker's overlay agent and service proxy are ready" }],
+        },
+    });
+    if let Some(pods) = pods {
+        object["spec"] = json!({ "podCIDR": pods, "podCIDRs": [pods] });
+    }
+    (Kind::Node.key("", &worker.name), object.to_string().into_bytes())
+}
+
+/// What keeps the address of a service from being given to another, with its key.
+#[must_use]
+pub fn address_claim(service: &Service) -> KeyValue {
+    let claim = Claim::Address(service.address);
+    (claim.key(), claim.value(NAMESPACE, &service.name).to_string().into_bytes())
 }
 
 /// A container as an endpoint of a service.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use etcd_client::{Client, ConnectOptions};
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, Txn, TxnOp};
 use linux_net::NetNs;
 
 use crate::lab::{Cluster, ETCD_CLIENT_PORT};
@@ -21,16 +21,25 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A key and its value.
 pub type KeyValue = (String, Vec<u8>);
 
-/// Values to write, and where the result goes.
-struct Put {
-    values: Vec<KeyValue>,
-    reply: mpsc::Sender<anyhow::Result<()>>,
+/// What to write, and where the result goes.
+struct Request {
+    write: Write,
+    reply: mpsc::Sender<anyhow::Result<Option<Vec<u8>>>>,
+}
+
+enum Write {
+    /// These values.
+    Put(Vec<KeyValue>),
+    /// These values, if the first key is not there or has this value already; else what it has is the result.
+    Claim(KeyValue, Vec<KeyValue>),
+    /// These keys are removed.
+    Delete(Vec<String>),
 }
 
 /// A handle on one cluster's etcd.
 #[derive(Debug, Clone)]
 pub struct Store {
-    requests: mpsc::Sender<Put>,
+    requests: mpsc::Sender<Request>,
 }
 
 impl Store {
@@ -56,9 +65,31 @@ impl Store {
     ///
     /// When etcd does not take them in time.
     pub fn put(&self, values: Vec<KeyValue>) -> anyhow::Result<()> {
+        self.ask(Write::Put(values)).map(drop)
+    }
+
+    /// Writes values in one transaction with a claim, if nobody else has it. Returns what stands there in another's name.
+    ///
+    /// # Errors
+    ///
+    /// When etcd does not take them in time.
+    pub fn claim(&self, claim: KeyValue, values: Vec<KeyValue>) -> anyhow::Result<Option<Vec<u8>>> {
+        self.ask(Write::Claim(claim, values))
+    }
+
+    /// Removes keys; those that are not there are no error.
+    ///
+    /// # Errors
+    ///
+    /// When etcd does not take it in time.
+    pub fn delete(&self, keys: Vec<String>) -> anyhow::Result<()> {
+        self.ask(Write::Delete(keys)).map(drop)
+    }
+
+    fn ask(&self, write: Write) -> anyhow::Result<Option<Vec<u8>>> {
         let (reply, answer) = mpsc::channel();
         let ended = || anyhow!("the thread that talks to etcd has ended");
-        self.requests.send(Put { values, reply }).map_err(|_| ended())?;
+        self.requests.send(Request { write, reply }).map_err(|_| ended())?;
         answer.recv().map_err(|_| ended())?
     }
 }
@@ -67,18 +98,44 @@ fn endpoint(address: Ipv4Addr) -> String {
     format!("http://{address}:{ETCD_CLIENT_PORT}")
 }
 
-fn serve(queue: &mpsc::Receiver<Put>, endpoints: &Vec<String>) {
+fn serve(queue: &mpsc::Receiver<Request>, endpoints: &Vec<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else { return }; // each request then fails: the thread has ended
     let mut client = None;
-    for Put { values, reply } in queue {
-        let result = runtime.block_on(retry(&mut client, endpoints, async |client| {
-            for (key, value) in &values {
+    for Request { write, reply } in queue {
+        let result = runtime.block_on(retry(&mut client, endpoints, async |client| carry_out(client, &write).await));
+        let _ = reply.send(result); // whoever asked may have gone
+    }
+}
+
+async fn carry_out(client: &mut Client, write: &Write) -> Result<Option<Vec<u8>>, etcd_client::Error> {
+    let put = |(key, value): &KeyValue| TxnOp::put(key.as_str(), value.clone(), None);
+    match write {
+        Write::Put(values) => {
+            for (key, value) in values {
                 client.put(key.as_str(), value.clone(), None).await?;
             }
-            Ok(())
-        }));
-        let _ = reply.send(result); // whoever asked may have gone
+            Ok(None)
+        }
+        Write::Claim(claim, values) => {
+            let (key, value) = claim;
+            let free = Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
+            let ours = Compare::value(key.as_str(), CompareOp::Equal, value.clone());
+            for condition in [free, ours] {
+                let writes: Vec<TxnOp> = values.iter().chain([claim]).map(put).collect();
+                if client.txn(Txn::new().when([condition]).and_then(writes)).await?.succeeded() {
+                    return Ok(None);
+                }
+            }
+            let found = client.get(key.as_str(), None).await?;
+            Ok(Some(found.kvs().first().map_or_else(Vec::new, |pair| pair.value().to_vec())))
+        }
+        Write::Delete(keys) => {
+            for key in keys {
+                client.delete(key.as_str(), None).await?;
+            }
+            Ok(None)
+        }
     }
 }
 

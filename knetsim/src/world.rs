@@ -3,6 +3,7 @@
 
 mod command;
 mod container;
+mod pod;
 mod service;
 
 use std::{
@@ -68,6 +69,19 @@ pub struct Running {
     pub netns: String,
     /// Its address; none while it is being made.
     pub address: Option<Ipv4Addr>,
+    /// The pod that it is.
+    pub pod: PodId,
+}
+
+/// The pod that a container is. Those of the lab itself have a pod of their own name in `default`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodId {
+    /// Its Kubernetes namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The uid of the pod for which the container was made; none for a container that was there before its pod.
+    pub uid: Option<String>,
 }
 
 struct ServiceState {

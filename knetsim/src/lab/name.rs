@@ -36,20 +36,23 @@ pub(super) fn short_name(source: &Source<'_>, name: &Spanned<String>) -> Result<
     }
 }
 
-/// Checks a container's name: 1 to 32 letters, digits, `-`, `.`, not first. `_` would be ambiguous in `k0_c1`.
+/// A namespace and the name of a pod (63 and 100, with a dot between) fit; the name of its network namespace is that of a file.
+const MAX_CONTAINER_NAME: usize = 180;
+
+/// Checks a container's name: 1 to 180 letters, digits, `-`, `.`, not first. `_` would be ambiguous in `k0_c1`.
 ///
 /// # Errors
 ///
 /// A sentence that says what a name looks like.
 pub fn container_name(text: &str) -> Result<String, String> {
-    let fits = (1..=32).contains(&text.len())
+    let fits = (1..=MAX_CONTAINER_NAME).contains(&text.len())
         && text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.');
     if fits {
         Ok(text.to_owned())
     } else {
         Err(format!(
-            "container name {text:?} must be 1 to 32 letters, digits, '-' or '.', a letter or digit first, like c1"
+            "container name {text:?} must be 1 to {MAX_CONTAINER_NAME} letters, digits, '-' or '.', a letter or digit first, like c1"
         ))
     }
 }

@@ -8,12 +8,17 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use clap::Parser as _;
 
 use super::{
     line::{COMMANDS, Line},
     methods, network,
 };
-use crate::{process::shell_code, world::World};
+use crate::{
+    objects::{self, ObjectCommand},
+    process::shell_code,
+    world::World,
+};
 
 /// What became of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +71,7 @@ impl Session {
             Line::Links => network::links(world).and_then(|text| print(&text)),
             Line::Dump => print(&network::dump(world)),
             Line::Status => print(&crate::status::table(&crate::status::collect(world))),
+            Line::Objects(words) => on_objects(world, &words),
             Line::PingAll => return network::ping_all(world).map_or_else(|error| failed(&error), code),
             Line::Iperf(a, b) => network::iperf(world, &a, &b).and_then(|text| print(&text)),
             Line::Link { a, b, up } => world.set_link(&a, &b, up),
@@ -128,6 +134,32 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     let newline = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
     write!(stdout, "{text}{newline}").and_then(|()| stdout.flush()).context("write to standard output")
+}
+
+/// A command line on objects, without the program's name.
+#[derive(clap::Parser)]
+#[command(name = "knetsim", no_binary_name = true, disable_help_subcommand = true)]
+struct ObjectLine {
+    #[command(subcommand)]
+    command: ObjectCommand,
+}
+
+fn on_objects(world: &World, words: &[String]) -> anyhow::Result<()> {
+    let line = match ObjectLine::try_parse_from(words) {
+        Ok(line) => line,
+        Err(error) if error.use_stderr() => return Err(anyhow!("{}", error.to_string().trim_start_matches("error: ").trim_end())),
+        Err(help) => return print(&help.to_string()),
+    };
+    if line.command.lab().name != crate::labdir::DEFAULT_NAME {
+        anyhow::bail!("the lab is this one; leave out --name");
+    }
+    let cluster = match line.command.cluster() {
+        Some(name) => world.lab.cluster(name).with_context(|| format!("there is no cluster {name}"))?,
+        None => world.lab.clusters.first().context("the lab has no cluster")?,
+    };
+    let done = objects::carry_out(cluster, line.command.prepare()?);
+    print(&done.said)?;
+    done.error.map_or(Ok(()), Err)
 }
 
 fn failed(error: &anyhow::Error) -> Outcome {

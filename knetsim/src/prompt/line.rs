@@ -19,6 +19,8 @@ pub enum Line {
     Dump,
     /// `status`
     Status,
+    /// `apply -f FILE`, `get services`, … : the words, as a shell would give them
+    Objects(Vec<String>),
     /// `pingall`
     PingAll,
     /// `iperf A B`
@@ -111,12 +113,16 @@ pub trait Names {
 }
 
 /// The commands with their usage and what they do, in the order of `help`.
-pub const COMMANDS: [(&str, &str, &str); 17] = [
+pub const COMMANDS: [(&str, &str, &str); 21] = [
     ("nodes", "nodes", "list the nodes and switches"),
     ("net", "net", "list each node's interfaces and what they are linked to"),
     ("links", "links", "list the links and whether both ends are up"),
     ("dump", "dump", "list nodes, containers, addresses and process ids"),
     ("status", "status", "list the daemons: running since when, restarted how often"),
+    ("apply", "apply -f FILE", "make the Kubernetes objects of a manifest; conf/examples has some"),
+    ("get", "get KIND [NAME] [-o wide|yaml|json]", "show Kubernetes objects: get services, get pods -o wide"),
+    ("delete", "delete KIND NAME | -f FILE", "delete a Kubernetes object"),
+    ("scale", "scale deployment NAME --replicas N", "change the number of pods of a Deployment"),
     ("pingall", "pingall", "ping every node from every node"),
     ("iperf", "iperf NODE NODE", "measure TCP bandwidth between two nodes"),
     ("link", "link NODE NODE up|down", "bring a link up or down"),
@@ -161,6 +167,9 @@ impl Line {
             "links" => bare(Line::Links, "links"),
             "dump" => bare(Line::Dump, "dump"),
             "status" => bare(Line::Status, "status"),
+            "apply" | "get" | "delete" | "scale" => {
+                Ok(Line::Objects(std::iter::once(word).chain(words).map(str::to_owned).collect()))
+            }
             "pingall" => bare(Line::PingAll, "pingall"),
             "exit" | "quit" | "EOF" => bare(Line::Exit, "exit"),
             "iperf" => match words[..] {

@@ -2,6 +2,7 @@
 
 use std::{
     os::fd::AsFd as _,
+    path::PathBuf,
     process::{Command, ExitStatus, Stdio},
 };
 
@@ -27,6 +28,20 @@ impl World {
         container: &str,
         command: &str,
     ) -> anyhow::Result<std::path::PathBuf> {
+        // `exec` so that the process that is watched and stopped is the command and not its shell.
+        let arguments = vec!["-c".to_owned(), format!("exec {command}")];
+        Ok(self.start_in_container(worker, container, "/bin/sh".into(), arguments, false)?.1)
+    }
+
+    /// Starts a program in a container; returns the daemon it has become, and its log.
+    pub(super) fn start_in_container(
+        &self,
+        worker: &str,
+        container: &str,
+        program: PathBuf,
+        arguments: Vec<String>,
+        restart: bool,
+    ) -> anyhow::Result<(DaemonId, PathBuf)> {
         let netns = self.netns(worker, Some(container))?;
         let number = {
             let mut state = self.state();
@@ -35,17 +50,10 @@ impl World {
         };
         let daemon = format!("{container}-{number}");
         let log = component::node_directory(worker).join(format!("{daemon}.log"));
-        self.supervisor.run(DaemonSpec {
-            id: DaemonId::new(worker, &daemon),
-            program: "/bin/sh".into(),
-            // `exec` so that the process that is watched and stopped is the command and not its shell.
-            arguments: vec!["-c".to_owned(), format!("exec {command}")],
-            environment: Vec::new(),
-            netns,
-            log: log.clone(),
-            restart: false,
-        })?;
-        Ok(log)
+        let id = DaemonId::new(worker, &daemon);
+        let environment = Vec::new();
+        self.supervisor.run(DaemonSpec { id: id.clone(), program, arguments, environment, netns, log: log.clone(), restart })?;
+        Ok((id, log))
     }
 
     /// Runs a command in a namespace, on the terminal if there is one, and waits for its end.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use anyhow::{anyhow, bail};
 use linux_net::NetNs;
 
-use super::{Running, World, service::endpoints};
+use super::{PodId, Running, World, service::endpoints};
 use crate::{
     lab::{Cluster, Container, Endpoints, Node, container_name},
     object,
@@ -19,10 +19,18 @@ impl World {
     /// When the name is wrong or taken, or the CNI plugins fail. Nothing of the container is left then.
     pub fn create_container(&self, worker: &str, name: &str) -> anyhow::Result<Ipv4Addr> {
         let (cluster, node) = self.worker(worker)?;
+        let pod = PodId { namespace: object::NAMESPACE.to_owned(), name: name.to_owned(), uid: None };
+        let address = self.make_container(cluster, node, name, pod)?;
+        self.store(cluster)?.put(vec![object::pod(name, node, address)])?;
+        Ok(address)
+    }
+
+    /// Makes the container of a pod.
+    pub(super) fn make_container(&self, cluster: &Cluster, node: &Node, name: &str, pod: PodId) -> anyhow::Result<Ipv4Addr> {
         let name = container_name(name).map_err(|message| anyhow!(message))?;
         let id = (cluster.name.clone(), name.clone());
         let netns = cluster.name.container_netns(&name);
-        let running = Running { worker: node.name.clone(), netns: netns.clone(), address: None };
+        let running = Running { worker: node.name.clone(), netns: netns.clone(), address: None, pod };
         // The name is taken before anything is made, so that two who ask for one name at once cannot both go on.
         match self.state().containers.entry(id.clone()) {
             std::collections::btree_map::Entry::Occupied(taken) => {
@@ -40,7 +48,7 @@ impl World {
             }
             Err(error) => {
                 self.state().containers.remove(&id);
-                Err(error.context(format!("create container {name} on {worker}")))
+                Err(error.context(format!("create container {name} on {}", node.name)))
             }
         }
     }
@@ -62,9 +70,18 @@ impl World {
     /// When there is no such container on the worker, or the CNI plugins fail.
     pub fn delete_container(&self, worker: &str, name: &str) -> anyhow::Result<()> {
         let (cluster, node) = self.worker(worker)?;
+        let pod = self.container(worker, name)?.pod;
+        self.unmake_container(cluster, node, name)?;
+        self.store(cluster)?.delete(vec![object::pod_key(&pod.namespace, &pod.name)])
+    }
+
+    /// Removes a container; its pod stays in etcd.
+    pub(super) fn unmake_container(&self, cluster: &Cluster, node: &Node, name: &str) -> anyhow::Result<()> {
+        let worker = node.name.as_str();
         let running = self.container(worker, name)?;
-        let prefix = format!("{name}-");
-        self.supervisor.stop_where(|id| id.node == worker && id.daemon.starts_with(&prefix));
+        // A command is named `c1-7`; the container `c1-7` may be there too, and its commands are `c1-7-8`.
+        let is_its = |daemon: &str| daemon.rsplit_once('-').is_some_and(|(of, number)| of == name && number.parse::<u32>().is_ok());
+        self.supervisor.stop_where(|id| id.node == worker && is_its(&id.daemon));
         self.plugins_of(node)?.del(&self.processes, node, &running.netns)?;
         NetNs::delete(&running.netns)?;
         self.state().containers.remove(&(cluster.name.clone(), name.to_owned()));

@@ -47,7 +47,12 @@ impl World {
             }
         }
         let endpoints = endpoints(&service, &known);
-        self.store(cluster)?.put(vec![object::slice(&service, &endpoints), object::service(&service)])?;
+        let objects = vec![object::slice(&service, &endpoints), object::service(&service)];
+        if let Some(claim) = self.store(cluster)?.claim(object::address_claim(&service), objects)? {
+            let claim: serde_json::Value = serde_json::from_slice(&claim).unwrap_or_default();
+            let holder = &claim["spec"]["parentRef"];
+            bail!("{} is the address of service {}/{}", service.address, holder["namespace"], holder["name"]);
+        }
         let key = (cluster.name.clone(), service.name.clone());
         self.state().services.insert(key, ServiceState { service, endpoints });
         self.load_static_rules(cluster)
