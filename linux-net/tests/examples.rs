@@ -45,6 +45,13 @@ fn namespaces() -> Result<()> {
 }
 
 #[test]
+fn connections() -> Result<()> {
+    let lines = ["2 entries of UDP", "conntrack -D -p udp --orig-port-dst 5001", "deleted: 1", "left: to port 5002"];
+    assert_shows(&run("conntrack")?, &lines);
+    Ok(())
+}
+
+#[test]
 fn links() -> Result<()> {
     let shown = run("veth")?;
     assert_shows(&shown, &["ip link add veth0 type veth peer name eth0 netns pod"]);
