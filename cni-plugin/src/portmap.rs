@@ -13,7 +13,7 @@
 //!                            elements = { 10.22.0.0/24 . 10.22.0.2, 127.0.0.0/8 . 10.22.0.2 } }
 //!     chain hostports { dnat ip to ip daddr . meta l4proto . th dport map @hostip_hostports
 //!                       dnat ip to meta l4proto . th dport map @hostports }
-//!     chain hostport_prerouting  { type nat hook prouting…; fib daddr type local jump hostports }    # from elsewhere
+//!     chain hostport_prerouting  { type nat hook prerouting…; fib daddr type local jump hostports }    # from elsewhere
 //!     chain hostport_output      { type nat hook output…;   fib daddr type local jump hostports }    # from the node
 //!     chain hostport_postrouting { type nat hook postrouting…
 //!                                  ct status dnat ip saddr . ip daddr @hostport_sources masquerade }

@@ -269,7 +269,9 @@ fn del_and_gc_need_neither_namespace_nor_result_nor_mappings() {
     let node = Node::new();
     let pods = ["p1", "p2", "p3"].map(|name| node.attach(name, &[V4, V6]));
     for (pod, port) in pods.iter().zip([8081, 8082, 8083]) {
-        pod.add(&json!([tcp(port, 80), {"hostPort": port, "containerPort": 53, "protocol": "udp"}]));
+        let of = |protocol: &str| json!({"hostPort": port, "containerPort": 53, "protocol": protocol});
+        let conf = pod.add(&json!([of("tcp"), of("udp"), of("sctp")]));
+        pod.call().run("CHECK", &conf).ok();
     }
     let bare = json!({"cniVersion": "1.1.0", "name": "lab", "type": "portmap"});
     pods[0].call().with("CNI_NETNS", "").run("DEL", &bare).ok();

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use linux_net::conntrack::Filter;
 use linux_net::nft::{
-    Batch, Chain, ChainKind, Ct, Data, Element, Expr, Family, FibAddress, FibResult, Field, Hook, HookPoint,
-    MasqueradeFlags, Meta, NatTarget, Op, Policy, Priority, Rule, Set, Spec, Statement, Type, Value,
+    Batch, Chain, ChainKind, Ct, Data, Element, Expr, FibAddress, FibResult, Field, Hook, HookPoint, MasqueradeFlags,
+    Meta, NatTarget, Op, Policy, Priority, Rule, Set, Spec, Statement, Type, Value,
 };
 
 use crate::env::Environment;
@@ -246,7 +246,7 @@ impl Sets {
 
     /// The destination becomes what a map says; first those for one address of the node, which are more particular.
     fn translations(&self) -> Vec<Vec<Statement>> {
-        let family = if self.words.table.family == Family::Ip { Family::Ip } else { Family::Ip6 };
+        let family = self.words.table.family;
         let port: [Expr; 2] = [Meta::L4proto.into(), Field::ThDport.into()];
         let address_and_port = [self.words.destination.into(), port[0].clone(), port[1].clone()];
         let translate = |key: Vec<Expr>, map: &Set| {
