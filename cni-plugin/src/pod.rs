@@ -249,12 +249,15 @@ pub fn present(netlink: &mut Netlink, name: &str, place: &str) -> Result<Link> {
     netlink.link(&name.parse().map_err(|_| missing())?)?.ok_or_else(missing)
 }
 
-/// A tentative address cannot be a route's source yet. The flag is in `/proc/net/if_inet6`, fifth column.
+/// Waits until the pod's IPv6 addresses can be used: a tentative one cannot be a route's source, nor a program's.
+///
+/// Detection of duplicates takes a second. Without it the kernel still makes an address usable a moment after it has taken it, in a thread of its own.
+/// The flag is in `/proc/net/if_inet6`, fifth column.
 ///
 /// # Errors
 ///
 /// Code 11 when detection does not end.
-pub fn wait_for_dad(netns: &NetNs, dev: &IfName) -> Result<()> {
+pub fn wait_for_addresses(netns: &NetNs, dev: &IfName) -> Result<()> {
     const IFA_F_TENTATIVE: u32 = 0x40; // linux/if_addr.h
     let deadline = Instant::now() + DAD_TIMEOUT;
     let is_tentative = |line: &str| {
@@ -270,7 +273,7 @@ pub fn wait_for_dad(netns: &NetNs, dev: &IfName) -> Result<()> {
         if Instant::now() > deadline {
             return Err(Error::new(Code::TryAgain, format!("IPv6 addresses of {dev} are still tentative")));
         }
-        sleep(Duration::from_millis(20));
+        sleep(Duration::from_millis(1));
     }
 }
 

@@ -180,6 +180,9 @@ fn attach(
 
     pod::prepare(&cable.netns, &cable.pod_end, &result, false)?;
     apply(&mut cable.pod, &pod::address_ops(&cable.pod_end, &result))?;
+    if pod::has_ipv6(&result) {
+        pod::wait_for_addresses(&cable.netns, &cable.pod_end)?;
+    }
     let mut detour = Vec::new();
     for ip in &result.ips {
         let (connected, instead) = plan_detour(ip, &cable.pod_end)?;

@@ -101,8 +101,8 @@ impl Cable {
             pod::prepare(&self.netns, pod_end, result, config.enable_dad)?;
         }
         apply(&mut self.pod, &pod::address_ops(pod_end, result))?;
-        if config.enable_dad && pod::has_ipv6(result) {
-            pod::wait_for_dad(&self.netns, pod_end)?;
+        if pod::has_ipv6(result) {
+            pod::wait_for_addresses(&self.netns, pod_end)?;
         }
         apply(&mut self.pod, &pod::route_ops("bridge", pod_end, result)?)
     }
