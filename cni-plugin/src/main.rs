@@ -9,8 +9,8 @@ use cni_plugin::{cnitool, install, plugin};
 
 /// The CNI plugins and cnitool in one binary.
 ///
-/// Container runtimes call it by the names of the plugins: flannel, bridge, host-local, loopback. Called as cnitool it
-/// is a small runtime itself. `cni-plugin install /opt/cni/bin` makes these names.
+/// Container runtimes call it by the names of the plugins: flannel, bridge, ptp, loopback, host-local, static, portmap, firewall, tuning, bandwidth. Called
+/// as cnitool it is a small runtime itself. `cni-plugin install /opt/cni/bin` makes these names.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
