@@ -127,7 +127,10 @@ pub fn service(service: &Service) -> KeyValue {
     let mut object = json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": { "name": service.name, "namespace": NAMESPACE },
+        "metadata": {
+            "name": service.name, "namespace": NAMESPACE,
+            "uid": prepare::random_uid(), "creationTimestamp": prepare::now(),
+        },
         "spec": {
             "type": "ClusterIP",
             "clusterIP": service.address,
@@ -163,6 +166,8 @@ pub fn slice(service: &Service, endpoints: &[Endpoint]) -> KeyValue {
         "metadata": {
             "name": format!("{}-lab", service.name),
             "namespace": NAMESPACE,
+            "uid": prepare::random_uid(),
+            "creationTimestamp": prepare::now(),
             "labels": {
                 "kubernetes.io/service-name": service.name,
                 "endpointslice.kubernetes.io/managed-by": "knetsim",

@@ -33,7 +33,8 @@ const MAX_BODY_BYTES: usize = 3 << 19;
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
-const OPENAPI: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Clients ask for it with a `@` before `v1.0`, which is no MIME type; kube-apiserver answers with this.
+const OPENAPI: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// A whole answer, or the lines of a watch.
 type Body = Either<Full<Bytes>, StreamBody<Lines>>;
@@ -369,7 +370,10 @@ fn content_type(request: &Request<Incoming>) -> String {
 
 fn parse(content_type: &str, wanted: &str, body: &[u8]) -> Result<Value, Failure> {
     if content_type != wanted {
-        let why = format!("{content_type} is not understood here; send {wanted} (kubectl and client-go: contentType {JSON})");
+        let why = format!(
+            "{content_type} is not understood here, only {wanted}; for `kubectl create KIND` write \
+             `kubectl create KIND … --dry-run=client -o yaml | kubectl apply -f -`; client-go: set contentType"
+        );
         return Err(Failure::UnsupportedMediaType(why));
     }
     serde_json::from_slice(body).map_err(|error| Failure::BadRequest(format!("the body is no JSON: {error}")))

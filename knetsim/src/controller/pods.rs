@@ -28,8 +28,8 @@ pub fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty())
 }
 
-/// The worker for a pod that is bound to none: of those that may take it the one with the fewest pods, by name where
-/// several have as few. None when no worker may take it.
+/// The worker for a pod that is bound to none: of those that may take it the one with the fewest pods of the same owner, so
+/// that a Deployment is spread; then the one with the fewest pods; then the first by name. None when no worker may take it.
 ///
 /// A worker may take it when it has the labels of the pod's `nodeSelector` and is not cordoned. kube-scheduler weighs many
 /// things more.
@@ -41,9 +41,17 @@ pub fn schedule<'a>(pod: &Pod, nodes: impl Iterator<Item = &'a Node>, pods: &[&P
         let is_cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
         !is_cordoned && wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
     };
-    let count = |name: &str| pods.iter().filter(|pod| node_of(pod) == Some(name) && !is_finished(pod)).count();
-    let names = nodes.filter(fits).filter_map(|node| node.metadata.name.clone());
-    names.min_by_key(|name| (count(name), name.clone()))
+    let key = |name: &String| {
+        let there = pods.iter().filter(|other| node_of(other) == Some(name) && !is_finished(other) && !is_terminating(other));
+        let kin = there.clone().filter(|other| owner(other).is_some() && owner(other) == owner(pod)).count();
+        (kin, there.count(), name.clone())
+    };
+    nodes.filter(fits).filter_map(|node| node.metadata.name.clone()).min_by_key(key)
+}
+
+/// The uid of the object that a pod was made for.
+fn owner(pod: &Pod) -> Option<&str> {
+    pod.metadata.owner_references.iter().flatten().next().map(|owner| owner.uid.as_str())
 }
 
 #[cfg(test)]
