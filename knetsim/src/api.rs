@@ -48,4 +48,5 @@ pub mod selector;
 pub mod server;
 pub mod table;
 pub mod validate;
+pub mod view;
 pub mod watch;

@@ -87,10 +87,10 @@ pub fn boot(boot: Boot<'_>) -> anyhow::Result<Arc<World>> {
     }
     let world = Arc::new(World::new(name, lab, impls, processes, supervisor, plugins, stores, certificates));
     progress.step("overlay", || start_overlay(&world))?;
+    progress.step("control plane", || start_control_plane(&world))?;
     progress.step("service proxy", || wait_for_proxies(&world))?;
     progress.step("containers", || create_containers(&world))?;
     progress.step("services", || make_services(&world))?;
-    progress.step("control plane", || start_control_plane(&world))?;
     if world.lab.clusters.iter().any(|cluster| !cluster.ingresses.is_empty()) {
         progress.step("ingress", || start_ingresses(&world))?;
     }
@@ -133,7 +133,9 @@ fn start_overlay(world: &World) -> anyhow::Result<String> {
     for (cluster, worker) in lab.workers() {
         cni::write_conflist(worker)?;
         world.start_flannel(cluster, worker)?;
-        if let Some(spec) = kproxy::spec(cluster, worker, &lab.pods, world.impl_on(worker, Component::Kproxy))? {
+        // The real one needs the API, and the Node that the lab makes when the worker has its subnet.
+        let choice = world.impl_on(worker, Component::Kproxy);
+        if choice != Impl::Real && let Some(spec) = kproxy::spec(cluster, worker, &lab.pods, choice)? {
             world.supervisor.run(spec)?;
         }
     }
@@ -144,7 +146,15 @@ fn start_overlay(world: &World) -> anyhow::Result<String> {
     Ok(format!("flannel ({}) on {} workers", world.implementations(Component::Flannel), lab.workers().count()))
 }
 
+/// Starts the service proxies that are real, and waits for all of them.
 fn wait_for_proxies(world: &World) -> anyhow::Result<String> {
+    for (cluster, worker) in world.lab.workers() {
+        if world.impl_on(worker, Component::Kproxy) == Impl::Real
+            && let Some(spec) = kproxy::spec(cluster, worker, &world.lab.pods, Impl::Real)?
+        {
+            world.supervisor.run(spec)?;
+        }
+    }
     let daemons = world.lab.workers().filter(|(_, worker)| world.impl_on(worker, Component::Kproxy) != Impl::Nft);
     for (_, worker) in daemons {
         let netns = NetNs::open(&worker.name)?;
@@ -247,11 +257,12 @@ pub struct Check {
 }
 
 /// The checks of the original's main.py, for any lab: a pod pings a virtual address of each cluster, a pod fetches each
-/// exposed service, a node outside fetches each ingress path.
+/// exposed service, a node outside fetches each ingress path. What needs an address that takes every protocol is left out when
+/// some worker's proxy has none, `serves_all`: kube-proxy knows ports only.
 #[must_use]
-pub fn checks(lab: &Lab) -> Vec<Check> {
+pub fn checks(lab: &Lab, serves_all: bool) -> Vec<Check> {
     let mut checks = Vec::new();
-    for cluster in &lab.clusters {
+    for cluster in lab.clusters.iter().filter(|_| serves_all) {
         let pinged = cluster.services.iter().find(|service| service.ports.is_empty() && !service.containers.is_empty());
         if let Some(service) = pinged
             && let Some(client) = cluster.containers.iter().find(|client| !service.containers.contains(&client.name))
@@ -280,7 +291,10 @@ pub fn checks(lab: &Lab) -> Vec<Check> {
             let (Some(outside), Some(worker)) = (cluster.etcd.first(), cluster.worker(&ingress.worker)) else {
                 continue;
             };
-            for path in &ingress.paths {
+            let takes_all = |address: Ipv4Addr| {
+                cluster.services.iter().any(|service| service.address == address && service.ports.is_empty())
+            };
+            for path in ingress.paths.iter().filter(|path| serves_all || !takes_all(*path.endpoint.ip())) {
                 checks.push(Check {
                     node: outside.name.clone(),
                     container: None,
@@ -302,7 +316,11 @@ fn fetch(address: Ipv4Addr, port: u16, path: &str) -> String {
 ///
 /// The first check that did not pass, with what its command last said.
 pub fn run_checks(world: &World, progress: &mut Progress) -> anyhow::Result<()> {
-    let checks = checks(&world.lab);
+    let serves_all = world.lab.workers().all(|(_, worker)| world.impl_on(worker, Component::Kproxy) != Impl::Real);
+    if !serves_all {
+        progress.remark("kube-proxy serves ports only: addresses that take every protocol are not checked");
+    }
+    let checks = checks(&world.lab, serves_all);
     progress.step("checks", || {
         let deadline = Instant::now() + SERVICE_TIMEOUT;
         for check in &checks {
@@ -341,7 +359,7 @@ mod tests {
 
     #[test]
     fn the_default_lab_is_checked_as_the_original_checked_it() {
-        let checks = checks(&Lab::default_lab());
+        let checks = checks(&Lab::default_lab(), true);
         let lines: Vec<String> = checks
             .iter()
             .map(|check| format!("{}.{}: {}", check.node, check.container.as_deref().unwrap_or("-"), check.command))
@@ -355,5 +373,6 @@ mod tests {
             lines[3]
         );
         assert_eq!(lines.len(), 5);
+        assert_eq!(super::checks(&Lab::default_lab(), false).len(), 1);
     }
 }

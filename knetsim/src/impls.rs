@@ -226,10 +226,13 @@ pub fn programs(component: Component, choice: Impl) -> Vec<Program> {
         (Component::Flannel, Impl::Rust | Impl::Nft) => vec![program("flannel-rs", BUILD)],
         (Component::Cni, Impl::Real) => ["bridge", "host-local", "portmap"].map(|name| program(name, DEPS)).into(),
         (Component::Cni, Impl::Rust | Impl::Nft) => vec![program("cni-plugin", BUILD)],
-        (Component::Kproxy, Impl::Real) => vec![program(
-            "kube-proxy",
-            "put kube-proxy on PATH; it also needs the Kubernetes API, which the lab does not serve: use kproxy=nft",
-        )],
+        (Component::Kproxy, Impl::Real) => vec![
+            program(
+                "kube-proxy",
+                "build cmd/kube-proxy of Kubernetes 1.33 or later from its source with Go and put it on PATH or in /opt/cni/bin",
+            ),
+            program("nft", DEPS),
+        ],
         (Component::Kproxy, Impl::Nft) => vec![program("nft", DEPS)],
         (Component::Kproxy, Impl::Rust) => vec![program("kproxy-rs", BUILD)],
         (Component::Ingress, Impl::Real) => vec![program("nginx", DEPS)],

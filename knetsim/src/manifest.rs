@@ -270,7 +270,7 @@ spec:
     #[test]
     fn mistakes_are_told_with_document_line_column_and_field() {
         let table = [
-            ("- port: 80", "- prot: 80", "web.yaml:7:5: document 1: spec.ports[0].port: missing field"),
+            ("- port: 80", "- prot: 80", "web.yaml:7:5: document 1: spec.ports[0].prot: a Service has no such field"),
             ("- port: 80", "- port: x", "web.yaml:7:5: document 1: spec.ports[0].port: invalid type: string \"x\""),
             ("  ports:\n", "  typ: NodePort\n  ports:\n", "web.yaml:6:3: document 1: spec.typ: a Service has no such field"),
             ("kind: Deployment", "kind: Deploiment", "web.yaml:12:1: document 3: kind: the lab does not know the kind Deploiment"),

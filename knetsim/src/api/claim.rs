@@ -150,7 +150,7 @@ pub fn allocate(service: &mut Value, range: Ipv4Net, taken: &mut Taken) -> Resul
     };
     let all_taken = || Cause::new("spec.ports", "every NodePort is taken");
     // The same number may serve TCP and UDP of one port, as for DNS; whoever wants that says it.
-    for port in spec["ports"].as_array_mut().into_iter().flatten().filter(|_| opens_nodes) {
+    for port in ports_mut(spec).filter(|_| opens_nodes) {
         if port["nodePort"].as_u64().unwrap_or(0) == 0 {
             let protocol = port["protocol"].as_str().unwrap_or(TCP).to_owned();
             port["nodePort"] = json!(taken.port(&protocol).ok_or_else(all_taken)?);
@@ -163,9 +163,13 @@ pub fn allocate(service: &mut Value, range: Ipv4Net, taken: &mut Taken) -> Resul
     Ok(())
 }
 
-/// Keeps for a changed Service what it had and does not name any more, and drops what its new type has not.
+/// Keeps for a changed Service what it had and does not name any more, and drops what its new type has not, if the change itself
+/// does not say it: a client that turns a NodePort into an `ExternalName` leaves the address where it was.
+///
+/// Source: Kubernetes `pkg/registry/core/service/strategy.go`, `patchAllocatedValues` and `dropTypeDependentFields`.
 pub fn carry_over(old: &Value, new: &mut Value) {
     let (old, new) = (&old["spec"], &mut new["spec"]);
+    drop_of_type(old, new);
     let has_address = |spec: &Value| spec["type"] != "ExternalName";
     if has_address(old) && has_address(new) && new["clusterIP"].as_str().is_none_or(str::is_empty) {
         new["clusterIP"] = old["clusterIP"].clone();
@@ -173,7 +177,7 @@ pub fn carry_over(old: &Value, new: &mut Value) {
     let opens_nodes = |spec: &Value| matches!(spec["type"].as_str(), Some("NodePort" | "LoadBalancer"));
     if opens_nodes(old) && opens_nodes(new) {
         let known: Vec<Value> = old["ports"].as_array().cloned().unwrap_or_default();
-        for port in new["ports"].as_array_mut().into_iter().flatten() {
+        for port in ports_mut(new) {
             let same = known.iter().find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
             if port["nodePort"].as_u64().unwrap_or(0) == 0
                 && let Some(same) = same
@@ -182,7 +186,7 @@ pub fn carry_over(old: &Value, new: &mut Value) {
             }
         }
     } else if !opens_nodes(new) {
-        for port in new["ports"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        for port in ports_mut(new).filter_map(Value::as_object_mut) {
             // As when a client goes back from NodePort to ClusterIP and leaves the number where it was.
             port.remove("nodePort");
         }
@@ -192,6 +196,32 @@ pub fn carry_over(old: &Value, new: &mut Value) {
         new["healthCheckNodePort"] = old["healthCheckNodePort"].clone();
     } else if !is_checked && let Some(new) = new.as_object_mut() {
         new.remove("healthCheckNodePort");
+    }
+}
+
+fn ports_mut(spec: &mut Value) -> impl Iterator<Item = &mut Value> {
+    spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+fn drop_of_type(old: &Value, new: &mut Value) {
+    let service_type = new["type"].as_str().unwrap_or_default().to_owned();
+    let is_outside = matches!(service_type.as_str(), "NodePort" | "LoadBalancer")
+        || new["externalIPs"].as_array().is_some_and(|addresses| !addresses.is_empty());
+    let mut dropped: Vec<&str> = Vec::new();
+    if service_type == "ExternalName" {
+        dropped.extend(["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]);
+    } else {
+        dropped.push("externalName");
+    }
+    if !is_outside {
+        dropped.push("externalTrafficPolicy");
+    }
+    if service_type != "LoadBalancer" {
+        dropped.push("allocateLoadBalancerNodePorts");
+    }
+    if let Some(new) = new.as_object_mut() {
+        // What differs from the old one was said on purpose; whether it may be said is for the validation to judge.
+        new.retain(|field, value| !dropped.contains(&field.as_str()) || *value != old[field]);
     }
 }
 
@@ -245,6 +275,18 @@ mod tests {
         carry_over(&old, &mut cluster);
         assert_eq!(cluster["spec"]["clusterIP"], "100.64.0.9");
         assert!(cluster["spec"]["ports"][0]["nodePort"].is_null());
+    }
+
+    #[test]
+    fn a_service_changes_its_type_and_back() {
+        let old = json!({ "spec": { "type": "NodePort", "clusterIP": "100.64.0.9", "externalTrafficPolicy": "Cluster" } });
+        let mut cluster = json!({ "spec": { "type": "ClusterIP", "externalTrafficPolicy": "Cluster" } });
+        carry_over(&old, &mut cluster);
+        assert_eq!(cluster, json!({ "spec": { "type": "ClusterIP", "clusterIP": "100.64.0.9" } }));
+        let mut name = json!({ "spec": { "type": "ExternalName", "externalName": "example.org", "clusterIP": "100.64.0.9" } });
+        carry_over(&old, &mut name);
+        assert_eq!(name, json!({ "spec": { "type": "ExternalName", "externalName": "example.org" } }));
+        assert!(of(&name).is_empty());
     }
 
     #[test]

@@ -108,7 +108,7 @@ pub fn for_create(kind: Kind, namespace: &str, mut object: Value, ranges: Ranges
         }
         Kind::Service | Kind::Node | Kind::ServiceCidr | Kind::IpAddress => {}
     }
-    finish(kind, &mut object, ranges)?;
+    finish(kind, None, &mut object, ranges)?;
     Ok(object)
 }
 
@@ -144,10 +144,7 @@ pub fn for_update(kind: Kind, old: &Value, mut new: Value, part: Part, ranges: R
     for name in ["resourceVersion", "managedFields", "selfLink"] {
         remove(&mut object["metadata"], name);
     }
-    if kind == Kind::Service {
-        claim::carry_over(old, &mut object);
-    }
-    finish(kind, &mut object, ranges)?;
+    finish(kind, Some(old), &mut object, ranges)?;
     invalid(kind, &object, unchangeable(kind, old, &object))?;
     if object["spec"] != old["spec"] && old["metadata"]["generation"].is_i64() {
         object["metadata"]["generation"] = json!(old["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
@@ -186,10 +183,13 @@ fn identify(kind: Kind, namespace: &str, object: &mut Value) -> Result<(), Failu
     Ok(())
 }
 
-/// Fields of the right types, defaults, validation.
-fn finish(kind: Kind, object: &mut Value, ranges: Ranges) -> Result<(), Failure> {
+/// Fields of the right types, defaults, what is kept of an old Service, validation.
+fn finish(kind: Kind, old: Option<&Value>, object: &mut Value, ranges: Ranges) -> Result<(), Failure> {
     schema::check(kind, object).map(drop).or_else(|cause| invalid(kind, object, vec![cause]))?;
     defaults::fill(kind, object);
+    if let (Kind::Service, Some(old)) = (kind, old) {
+        claim::carry_over(old, object);
+    }
     invalid(kind, object, validate::validate(kind, object, ranges))
 }
 
@@ -279,6 +279,15 @@ mod tests {
         let mut moved = old.clone();
         moved["spec"]["clusterIP"] = json!("100.64.0.8");
         assert!(matches!(for_update(Kind::Service, &old, moved, Part::Spec, ranges()), Err(Failure::Invalid { .. })));
+    }
+
+    #[test]
+    fn a_port_keeps_its_node_port_although_the_manifest_names_neither_it_nor_the_protocol() {
+        let given = json!({ "metadata": { "name": "web" }, "spec": { "type": "NodePort", "ports": [{ "port": 80 }] } });
+        let mut old = for_create(Kind::Service, "shop", given.clone(), ranges()).unwrap();
+        old["spec"]["ports"][0]["nodePort"] = json!(30_007);
+        let new = for_update(Kind::Service, &old, given, Part::Spec, ranges()).unwrap();
+        assert_eq!(new["spec"]["ports"], old["spec"]["ports"]);
     }
 
     #[test]

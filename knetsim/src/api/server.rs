@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Either, Full, Limited, StreamBody};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Frame, Incoming},
-    header::{ACCEPT, CONTENT_TYPE, HeaderValue},
+    header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT},
     server::conn::http1,
     service::service_fn,
 };
@@ -25,6 +25,7 @@ use super::{
     registry::{Part, Precondition, Registry},
     request::{self, FieldValidation, Objects, Options, Target},
     schema, table,
+    view::View,
     watch::{self, Window},
 };
 
@@ -106,7 +107,8 @@ impl Server {
                 let options = request::options(request.uri().query().unwrap_or_default())?;
                 if method == Method::GET {
                     let as_table = wants_table(&request);
-                    return self.read(objects, options, as_table).await;
+                    let agent = request.headers().get(USER_AGENT).and_then(|value| value.to_str().ok());
+                    return self.read(objects, options, as_table, View::of(agent.unwrap_or_default())).await;
                 }
                 if !objects.kind.is_writable() {
                     let plural = objects.kind.describe().plural;
@@ -136,15 +138,21 @@ impl Server {
         }
     }
 
-    async fn read(&self, objects: Objects, options: Options, as_table: bool) -> Result<Response<Body>, Failure> {
+    async fn read(
+        &self,
+        objects: Objects,
+        options: Options,
+        as_table: bool,
+        view: View,
+    ) -> Result<Response<Body>, Failure> {
         let Objects { kind, namespace, name, subresource } = objects;
         if options.watch {
-            let window = Window { kind, namespace, options, as_table };
+            let window = Window { kind, namespace, options, as_table, view };
             return Ok(self.watch(window));
         }
         let now = prepare::clock();
         if let Some(name) = name {
-            let object = self.registry.get(kind, namespace.as_deref().unwrap_or_default(), &name).await?;
+            let object = self.get(kind, namespace.as_deref().unwrap_or_default(), &name, view).await?;
             let answer = match (subresource.as_deref(), as_table) {
                 (Some("scale"), _) => scale_of(&object),
                 (_, true) => {
@@ -157,8 +165,8 @@ impl Server {
         }
         let listing = self.registry.list(kind, namespace.as_deref()).await?;
         let metadata = json!({ "resourceVersion": listing.revision.to_string() });
-        let window = Window { kind, namespace, options, as_table };
-        let objects: Vec<Value> = listing.objects.into_iter().filter(|object| window.shows(object)).collect();
+        let window = Window { kind, namespace, options, as_table, view };
+        let objects: Vec<Value> = listing.objects.into_iter().filter_map(|object| window.show(object)).collect();
         let answer = match as_table {
             true => table::table(kind, &objects, &window.options.include_object, &metadata, now),
             false => json!({
@@ -166,6 +174,19 @@ impl Server {
             }),
         };
         Ok(json_response(StatusCode::OK, &answer))
+    }
+
+    /// One object, by the name that it has in the client's view.
+    async fn get(&self, kind: Kind, namespace: &str, name: &str, view: View) -> Result<Value, Failure> {
+        match (self.registry.get(kind, namespace, name).await, view) {
+            (Err(Failure::NotFound { .. }), View::LowerCaseNodes) => {
+                let all = self.registry.list(kind, Some(namespace)).await?.objects;
+                let mut shown = all.into_iter().map(|object| view.show(kind, object));
+                let missing = Failure::NotFound { kind, name: name.to_owned() };
+                shown.find(|object| object["metadata"]["name"] == name).ok_or(missing)
+            }
+            (found, _) => found.map(|object| view.show(kind, object)),
+        }
     }
 
     fn watch(&self, window: Window) -> Response<Body> {

@@ -30,6 +30,7 @@ use super::{
     registry::{self, Registry},
     request::Options,
     table,
+    view::View,
 };
 
 /// How often a quiet watch is told how far it has got. Kubernetes does it once a minute.
@@ -49,6 +50,8 @@ pub struct Window {
     pub options: Options,
     /// Whether the client wants tables.
     pub as_table: bool,
+    /// How objects look to the client.
+    pub view: View,
 }
 
 /// Sends the lines of a watch until the client has gone, its time is over, or etcd is away.
@@ -67,8 +70,8 @@ async fn run(registry: &Registry, window: &Window, lines: &mpsc::Sender<Bytes>, 
     let start = if from_now || options.send_initial_events {
         let listing = registry.list(window.kind, window.namespace.as_deref()).await?;
         // A client that says `sendInitialEvents=false` wants the changes from now on, and nothing of what is there.
-        for object in listing.objects.iter().filter(|object| window.shows(object)) {
-            sender.send("ADDED", object).await?;
+        for object in listing.objects.into_iter().filter_map(|object| window.show(object)) {
+            sender.send("ADDED", &object).await?;
         }
         if options.send_initial_events {
             let annotations = json!({ "k8s.io/initial-events-end": "true" });
@@ -166,10 +169,12 @@ fn line(what: &str, object: &Value) -> Bytes {
 }
 
 impl Window {
-    /// Whether an object is in the window.
+    /// An object as the client sees it; none when it is outside the window.
     #[must_use]
-    pub fn shows(&self, object: &Value) -> bool {
-        self.options.labels.matches(&object["metadata"]["labels"]) && self.options.fields.matches(object)
+    pub fn show(&self, object: Value) -> Option<Value> {
+        let object = self.view.show(self.kind, object);
+        let is_inside = self.options.labels.matches(&object["metadata"]["labels"]) && self.options.fields.matches(&object);
+        is_inside.then_some(object)
     }
 
     /// What an event of etcd means in this window; none when it is about nothing in it.
@@ -181,7 +186,7 @@ impl Window {
         let before = event.prev_kv().and_then(|before| {
             registry::read_value(self.kind, before.key(), before.value(), before.create_revision(), pair.mod_revision())
         });
-        judge(now.filter(|now| self.shows(now)), before.filter(|before| self.shows(before)))
+        judge(now.and_then(|now| self.show(now)), before.and_then(|before| self.show(before)))
     }
 }
 

@@ -3,13 +3,15 @@
 use std::{
     fmt::Write as _,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, bail};
 use linux_net::{NetNs, process::CommandNamespaceExt as _};
+use serde_json::{Value, json};
 
-use super::{node_directory, program, real_program, write_file};
+use super::{apiserver, node_directory, program, real_program, write_file};
 use crate::{
     impls::Impl,
     lab::{Cluster, Node, PodNetwork},
@@ -34,29 +36,72 @@ pub fn id(worker: &Node) -> DaemonId {
 ///
 /// When the program is missing, needs what the lab does not have, or the worker has no namespace.
 pub fn spec(cluster: &Cluster, worker: &Node, pods: &PodNetwork, choice: Impl) -> anyhow::Result<Option<DaemonSpec>> {
-    let program = match choice {
-        Impl::Rust => program("kproxy-rs")?,
+    let (program, arguments, environment) = match choice {
+        Impl::Rust => {
+            let arguments = vec![
+                format!("--etcd-endpoints={}", cluster.etcd_endpoints()),
+                format!("--hostname-override={}", worker.name),
+                format!("--cluster-cidr={}", pods.cidr),
+                format!("--healthz-bind-address=127.0.0.1:{HEALTHZ_PORT}"),
+                format!("--metrics-bind-address=127.0.0.1:{METRICS_PORT}"),
+            ];
+            (program("kproxy-rs")?, arguments, Vec::new())
+        }
         Impl::Nft => return Ok(None),
         Impl::Real => {
-            bail!("kube-proxy needs the Kubernetes API, which the lab does not serve; use kproxy=rust or kproxy=nft")
+            let directory = node_directory(&worker.name);
+            let (kubeconfig, config) = (directory.join("kube-proxy.kubeconfig"), directory.join("kube-proxy.json"));
+            let server = format!("http://{}", apiserver::address(apiserver::node(cluster)?));
+            write_file(&kubeconfig, &format!("{:#}\n", real_kubeconfig(&server)))?;
+            write_file(&config, &format!("{:#}\n", real_config(worker, pods, &kubeconfig)))?;
+            (real_program("kube-proxy")?, vec![format!("--config={}", config.display())], Vec::new())
         }
     };
-    let arguments = [
-        format!("--etcd-endpoints={}", cluster.etcd_endpoints()),
-        format!("--hostname-override={}", worker.name),
-        format!("--cluster-cidr={}", pods.cidr),
-        format!("--healthz-bind-address=127.0.0.1:{HEALTHZ_PORT}"),
-        format!("--metrics-bind-address=127.0.0.1:{METRICS_PORT}"),
-    ];
     Ok(Some(DaemonSpec {
         id: id(worker),
         program,
-        arguments: arguments.into(),
-        environment: Vec::new(),
+        arguments,
+        environment,
         netns: NetNs::open(&worker.name)?,
         log: node_directory(&worker.name).join("kproxy.log"),
         restart: true,
     }))
+}
+
+/// Where the real one finds the API: a file as kubectl's, with one cluster and no user.
+fn real_kubeconfig(server: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{ "name": "lab", "cluster": { "server": server } }],
+        "users": [{ "name": "lab", "user": {} }],
+        "contexts": [{ "name": "lab", "context": { "cluster": "lab", "user": "lab" } }],
+        "current-context": "lab",
+    })
+}
+
+/// The configuration of the real one. It shall write nftables only: the limits of connection tracking belong to the machine, and a
+/// lab of an ordinary user may not change them.
+///
+/// Source: Kubernetes documentation, "kube-proxy Configuration (v1alpha1)".
+fn real_config(worker: &Node, pods: &PodNetwork, kubeconfig: &Path) -> Value {
+    json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "hostnameOverride": worker.name,
+        "clusterCIDR": pods.cidr,
+        "detectLocalMode": "ClusterCIDR",
+        "healthzBindAddress": format!("127.0.0.1:{HEALTHZ_PORT}"),
+        "metricsBindAddress": format!("127.0.0.1:{METRICS_PORT}"),
+        "clientConnection": {
+            "kubeconfig": kubeconfig,
+            // It would ask for protobuf, which the lab's API does not speak.
+            "contentType": "application/json",
+            "acceptContentTypes": "application/json",
+        },
+        "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
+    })
 }
 
 /// Whether the daemon has programmed what stands in etcd.

@@ -212,7 +212,8 @@ mod tests {
             fewest = fewest.min(pods.iter().filter(|pod| is_ready(pod)).count());
             for number in 0..decided.create {
                 let mut pod = new_pod(deployment);
-                pod.metadata.name = Some(format!("web-{step}-{number}"));
+                let beginning = pod.metadata.generate_name.clone().unwrap();
+                pod.metadata.name = Some(format!("{beginning}{step}-{number}"));
                 pods.push(pod);
             }
             most = most.max(pods.len());

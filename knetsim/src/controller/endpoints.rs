@@ -70,16 +70,17 @@ pub fn plan(service: &Service, pods: &[&Pod], existing: &[EndpointSlice]) -> Vec
     }
     let mut changes = Vec::new();
     let mut kept = 0;
-    for slice in existing {
-        let missing = desired.get_mut(&ports_of(slice));
-        let mut endpoints: Vec<Endpoint> = Vec::new();
-        if let Some(missing) = missing {
-            for old in &slice.endpoints {
-                endpoints.extend(old.addresses.first().and_then(|address| missing.remove(address)));
-            }
+    // What is in a slice stays there, before what is in none goes where there is room.
+    let stay = |slice: &EndpointSlice, desired: &mut BTreeMap<Ports, BTreeMap<String, Endpoint>>| -> Vec<Endpoint> {
+        let Some(wanted) = desired.get_mut(&ports_of(slice)) else { return Vec::new() };
+        slice.endpoints.iter().filter_map(|old| wanted.remove(old.addresses.first()?)).collect()
+    };
+    let staying: Vec<Vec<Endpoint>> = existing.iter().map(|slice| stay(slice, &mut desired)).collect();
+    for (slice, mut endpoints) in existing.iter().zip(staying) {
+        if let Some(missing) = desired.get_mut(&ports_of(slice)) {
             let room = MAX_ENDPOINTS.saturating_sub(endpoints.len());
-            let moving: Vec<String> = missing.keys().take(room).cloned().collect();
-            endpoints.extend(moving.iter().filter_map(|address| missing.remove(address)));
+            let coming: Vec<String> = missing.keys().take(room).cloned().collect();
+            endpoints.extend(coming.iter().filter_map(|address| missing.remove(address)));
         }
         if endpoints.is_empty() {
             changes.push(Change::Delete(slice.metadata.name.clone().unwrap_or_default()));
