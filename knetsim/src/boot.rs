@@ -17,8 +17,9 @@ use crate::{
     certificate::Authority,
     component::{self, apiserver, cni, etcd, flannel, interconnect, kproxy, wait_until_ready},
     impls::{Component, Impl, Impls},
+    kubelet,
     lab::{Cluster, Lab, Node},
-    kubelet, object,
+    object,
     process::Processes,
     progress::Progress,
     store::Store,
@@ -135,7 +136,9 @@ fn start_overlay(world: &World) -> anyhow::Result<String> {
         world.start_flannel(cluster, worker)?;
         // The real one needs the API, and the Node that the lab makes when the worker has its subnet.
         let choice = world.impl_on(worker, Component::Kproxy);
-        if choice != Impl::Real && let Some(spec) = kproxy::spec(cluster, worker, &lab.pods, choice)? {
+        if choice != Impl::Real
+            && let Some(spec) = kproxy::spec(cluster, worker, &lab.pods, choice)?
+        {
             world.supervisor.run(spec)?;
         }
     }

@@ -44,7 +44,8 @@ impl Client {
     /// When the node of the API has no namespace.
     pub fn new(cluster: &Cluster) -> anyhow::Result<Self> {
         let node = apiserver::node(cluster)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
         Ok(Self { netns: NetNs::open(&node.name)?, address: apiserver::address(node), runtime })
     }
 
@@ -53,11 +54,18 @@ impl Client {
     /// # Errors
     ///
     /// When the API does not answer in HTTP and JSON. A refusal is an [`Answer`].
-    pub fn ask(&self, method: Method, path: &str, accept: &str, body: Option<(&str, &Value)>) -> anyhow::Result<Answer> {
+    pub fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<(&str, &Value)>,
+    ) -> anyhow::Result<Answer> {
         let stream = component::connect(&self.netns, self.address).context("does the API server run? `status` says")?;
         stream.set_nonblocking(true)?;
         let what = format!("{method} {path}");
-        let mut request = Request::builder().method(method).uri(path).header(HOST, self.address.to_string()).header(ACCEPT, accept);
+        let mut request =
+            Request::builder().method(method).uri(path).header(HOST, self.address.to_string()).header(ACCEPT, accept);
         if let Some((content_type, _)) = body {
             request = request.header(CONTENT_TYPE, content_type);
         }
@@ -69,10 +77,12 @@ impl Client {
             let connection = tokio::spawn(connection);
             let response = sender.send_request(request).await.with_context(|| what.clone())?;
             let code = response.status().as_u16();
-            let warnings = response.headers().get_all(WARNING).iter().filter_map(|value| warning(value.to_str().ok()?)).collect();
+            let warnings =
+                response.headers().get_all(WARNING).iter().filter_map(|value| warning(value.to_str().ok()?)).collect();
             let body = response.into_body().collect().await.with_context(|| what.clone())?.to_bytes();
             connection.abort();
-            let body = serde_json::from_slice(&body).map_err(|error| anyhow!("{what}: the answer is no JSON: {error}"))?;
+            let body =
+                serde_json::from_slice(&body).map_err(|error| anyhow!("{what}: the answer is no JSON: {error}"))?;
             Ok(Answer { code, body, warnings })
         })
     }

@@ -139,7 +139,8 @@ async fn service(registry: &Registry, objects: &mut Objects, reference: &Referen
                 let name = slice.metadata.name.clone().unwrap_or_default();
                 let slice = value(&slice)?;
                 let change = |_| Ok(slice.clone());
-                let changed = registry.update(Kind::EndpointSlice, &reference.namespace, &name, Part::Spec, change).await?;
+                let changed =
+                    registry.update(Kind::EndpointSlice, &reference.namespace, &name, Part::Spec, change).await?;
                 objects.put(Kind::EndpointSlice, changed);
             }
             Change::Delete(name) => {
@@ -155,7 +156,9 @@ async fn deployment(registry: &Registry, objects: &mut Objects, reference: &Refe
     let found = objects.typed::<Deployment>(reference);
     let uid = found.as_ref().and_then(|deployment| deployment.metadata.uid.clone()).unwrap_or_default();
     let owned = objects.owned_by(reference);
-    let is_own = |pod: &&k8s_openapi::api::core::v1::Pod| pod.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid);
+    let is_own = |pod: &&k8s_openapi::api::core::v1::Pod| {
+        pod.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+    };
     let (own, orphans): (Vec<_>, Vec<_>) = owned.iter().partition(is_own);
     // Their Deployment was deleted, and perhaps another one of its name was made since.
     for name in orphans.iter().filter(|pod| !pods::is_terminating(pod)).filter_map(|pod| pod.metadata.name.clone()) {
@@ -178,7 +181,8 @@ async fn deployment(registry: &Registry, objects: &mut Objects, reference: &Refe
             object["status"] = status.clone();
             Ok(object)
         };
-        let changed = registry.update(Kind::Deployment, &reference.namespace, &reference.name, Part::Status, change).await?;
+        let changed =
+            registry.update(Kind::Deployment, &reference.namespace, &reference.name, Part::Status, change).await?;
         objects.put(Kind::Deployment, changed);
     }
     Ok(())

@@ -64,7 +64,8 @@ pub fn start(world: &Arc<World>, cluster: &Cluster) -> anyhow::Result<()> {
     let mut workers = BTreeMap::new();
     for worker in &cluster.workers {
         let (jobs, queue) = mpsc::channel();
-        let (world, cluster, worker_name, reports) = (Arc::clone(world), cluster.clone(), worker.name.clone(), reports.clone());
+        let (world, cluster, worker_name, reports) =
+            (Arc::clone(world), cluster.clone(), worker.name.clone(), reports.clone());
         std::thread::Builder::new()
             .name(format!("{} kubelet", worker.name))
             .spawn(move || work(&world, &cluster, &worker_name, &queue, &reports))?;
@@ -201,7 +202,8 @@ impl Kubelets {
         let id = PodId::of(&pod);
         let key = (id.namespace.clone(), id.name.clone());
         let known = self.known.get(&key);
-        let decision = decide(known.map(|(uid, stage, _)| (uid, *stage)), &pod, self.world.is_own_container(&self.cluster, &id));
+        let decision =
+            decide(known.map(|(uid, stage, _)| (uid, *stage)), &pod, self.world.is_own_container(&self.cluster, &id));
         let mut stage = |stage| _ = self.known.insert(key.clone(), (id.uid.clone(), stage, worker.clone()));
         match decision {
             Decision::Start => {
@@ -328,7 +330,13 @@ impl Kubelets {
 }
 
 /// The thread of a worker: one job after the other.
-fn work(world: &World, cluster: &Cluster, worker: &str, jobs: &mpsc::Receiver<Job>, reports: &tokio::sync::mpsc::Sender<Report>) {
+fn work(
+    world: &World,
+    cluster: &Cluster,
+    worker: &str,
+    jobs: &mpsc::Receiver<Job>,
+    reports: &tokio::sync::mpsc::Sender<Report>,
+) {
     for job in jobs {
         let report = match job {
             Job::Start(pod) => {

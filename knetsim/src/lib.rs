@@ -56,11 +56,11 @@ pub mod sandbox;
 pub mod supervisor;
 pub mod terminal;
 
+pub mod api;
 pub mod certificate;
 pub mod component;
-pub mod impls;
-pub mod api;
 pub mod controller;
+pub mod impls;
 pub mod kubelet;
 pub mod object;
 pub mod store;

@@ -129,7 +129,9 @@ fn check(object: &Value) -> Result<Kind, Vec<Cause>> {
     let unknown = schema::check(kind, object).map_err(|cause| vec![cause])?;
     match unknown.is_empty() {
         true => Ok(kind),
-        false => Err(unknown.into_iter().map(|field| Cause::new(field, format!("a {kind} has no such field"))).collect()),
+        false => {
+            Err(unknown.into_iter().map(|field| Cause::new(field, format!("a {kind} has no such field"))).collect())
+        }
     }
 }
 
@@ -182,7 +184,8 @@ fn convert(node: &MarkedYaml<'_>, path: &str, places: &mut BTreeMap<String, Plac
     match &node.data {
         YamlData::Value(scalar) => scalar_value(scalar, path),
         YamlData::Sequence(items) => {
-            let items = items.iter().enumerate().map(|(index, item)| convert(item, &format!("{path}[{index}]"), places));
+            let items =
+                items.iter().enumerate().map(|(index, item)| convert(item, &format!("{path}[{index}]"), places));
             items.collect::<Result<Vec<Value>, Cause>>().map(Value::Array)
         }
         YamlData::Mapping(fields) => {
@@ -254,7 +257,10 @@ spec:
     #[test]
     fn several_documents_are_read_and_empty_ones_passed_over() {
         let documents = read_text(TWO).unwrap();
-        assert_eq!(documents.iter().map(|document| document.kind).collect::<Vec<_>>(), [Kind::Service, Kind::Deployment]);
+        assert_eq!(
+            documents.iter().map(|document| document.kind).collect::<Vec<_>>(),
+            [Kind::Service, Kind::Deployment]
+        );
         assert_eq!(documents[0].object["spec"]["ports"][0]["port"], 80);
     }
 
@@ -272,9 +278,21 @@ spec:
         let table = [
             ("- port: 80", "- prot: 80", "web.yaml:7:5: document 1: spec.ports[0].prot: a Service has no such field"),
             ("- port: 80", "- port: x", "web.yaml:7:5: document 1: spec.ports[0].port: invalid type: string \"x\""),
-            ("  ports:\n", "  typ: NodePort\n  ports:\n", "web.yaml:6:3: document 1: spec.typ: a Service has no such field"),
-            ("kind: Deployment", "kind: Deploiment", "web.yaml:12:1: document 3: kind: the lab does not know the kind Deploiment"),
-            ("apiVersion: apps/v1", "apiVersion: v1", "web.yaml:12:1: document 3: kind: Deployment has apiVersion apps/v1, not v1"),
+            (
+                "  ports:\n",
+                "  typ: NodePort\n  ports:\n",
+                "web.yaml:6:3: document 1: spec.typ: a Service has no such field",
+            ),
+            (
+                "kind: Deployment",
+                "kind: Deploiment",
+                "web.yaml:12:1: document 3: kind: the lab does not know the kind Deploiment",
+            ),
+            (
+                "apiVersion: apps/v1",
+                "apiVersion: v1",
+                "web.yaml:12:1: document 3: kind: Deployment has apiVersion apps/v1, not v1",
+            ),
             ("  name: web\n", "  name: web\n  name: web\n", "web.yaml:5:"),
             ("metadata: {name: web}", "metadata: {name: web", "web.yaml:"),
         ];

@@ -267,7 +267,8 @@ fn kind_named(word: &str) -> anyhow::Result<Kind> {
 fn namespace_of(scope: &Scope, document: &Document) -> anyhow::Result<String> {
     match (document.namespace(), &scope.namespace) {
         (Some(said), Some(wanted)) if said != wanted => {
-            let cause = Cause::new("metadata.namespace", format!("{said:?} is not the namespace {wanted:?} of --namespace"));
+            let cause =
+                Cause::new("metadata.namespace", format!("{said:?} is not the namespace {wanted:?} of --namespace"));
             bail!("{}", document.tell(&cause))
         }
         (Some(said), _) => Ok(said.to_owned()),
@@ -296,7 +297,9 @@ fn apply(client: &Client, scope: &Scope, document: &Document, said: &mut String)
         }
         _ => {
             let current = found.success()?;
-            let before = current["metadata"]["annotations"][LAST_APPLIED].as_str().and_then(|text| serde_json::from_str(text).ok());
+            let before = current["metadata"]["annotations"][LAST_APPLIED]
+                .as_str()
+                .and_then(|text| serde_json::from_str(text).ok());
             let patch = three_way(&before.unwrap_or(Value::Null), &wanted, &current);
             let answer = client.ask(Method::PATCH, &path, JSON, Some((MERGE_PATCH, &patch)))?;
             let same = answer.body["metadata"]["resourceVersion"] == current["metadata"]["resourceVersion"];
@@ -419,7 +422,8 @@ mod tests {
 
     #[test]
     fn what_left_the_manifest_leaves_the_object_and_what_others_wrote_stays() {
-        let last = json!({ "metadata": { "labels": { "a": "1", "b": "2" } }, "spec": { "type": "NodePort", "ports": [1] } });
+        let last =
+            json!({ "metadata": { "labels": { "a": "1", "b": "2" } }, "spec": { "type": "NodePort", "ports": [1] } });
         let wanted = json!({ "metadata": { "labels": { "a": "1" } }, "spec": { "ports": [2] } });
         let current = json!({ "metadata": { "labels": { "a": "1", "b": "2", "c": "others" } },
             "spec": { "type": "NodePort", "ports": [1], "clusterIP": "100.64.0.1" } });
@@ -427,7 +431,10 @@ mod tests {
         assert_eq!(changes, json!({ "metadata": { "labels": { "b": null } }, "spec": { "ports": [2], "type": null } }));
         let mut after = current;
         patch::merge(&mut after, &changes);
-        assert_eq!(after, json!({ "metadata": { "labels": { "a": "1", "c": "others" } }, "spec": { "ports": [2], "clusterIP": "100.64.0.1" } }));
+        assert_eq!(
+            after,
+            json!({ "metadata": { "labels": { "a": "1", "c": "others" } }, "spec": { "ports": [2], "clusterIP": "100.64.0.1" } })
+        );
         assert_eq!(three_way(&wanted, &wanted, &after), json!({}));
     }
 

@@ -70,7 +70,8 @@ fn string(text: &str) -> String {
     let plain = |character: char| character.is_ascii_alphanumeric() || "-_./%+ ".contains(character);
     let is_word = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '/' || first == '_');
     // Words of YAML 1.1 count too: kubectl reads them as booleans.
-    let is_taken = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"].contains(&text.to_lowercase().as_str());
+    let is_taken =
+        ["true", "false", "null", "yes", "no", "on", "off", "y", "n"].contains(&text.to_lowercase().as_str());
     match is_word && !is_taken && text.chars().all(plain) && !text.ends_with(' ') {
         true => text.to_owned(),
         false => Value::from(text).to_string(), // JSON's quoted texts are YAML's
@@ -106,7 +107,26 @@ text: |
 
     #[test]
     fn texts_stay_texts() {
-        for text in ["yes", "1", "0x1f", "1e3", "null", "~", "- a", "a: b", "# a", "", " a", "a ", "*a", "2026-11-21", "ä", "a\nb", "a\n\n", "None"] {
+        for text in [
+            "yes",
+            "1",
+            "0x1f",
+            "1e3",
+            "null",
+            "~",
+            "- a",
+            "a: b",
+            "# a",
+            "",
+            " a",
+            "a ",
+            "*a",
+            "2026-11-21",
+            "ä",
+            "a\nb",
+            "a\n\n",
+            "None",
+        ] {
             let written = write(&json!({ "x": text }));
             let read = &Yaml::load_from_str(&written).unwrap()[0];
             assert_eq!(read["x"].as_str(), Some(text), "{written}");

@@ -58,7 +58,9 @@ fn a_deployment_is_scaled_healed_and_deleted_and_traffic_follows() -> anyhow::Re
 
     lab.type_line(&format!("delete -f {}", example("deployment")))?;
     lab.until("get pods -l app=web", PATIENCE, |pods| pods.contains("no such objects"))?;
-    lab.until("get endpointslices -l kubernetes.io/service-name=web", PATIENCE, |slices| slices.contains("no such objects"))?;
+    lab.until("get endpointslices -l kubernetes.io/service-name=web", PATIENCE, |slices| {
+        slices.contains("no such objects")
+    })?;
     Ok(())
 }
 
@@ -73,7 +75,9 @@ fn the_labs_own_containers_are_pods_that_a_service_can_select() -> anyhow::Resul
     let output = run(knetsim(&["apply", "--name", lab.name(), "-f"])?.arg(&file))?.ok()?;
     assert!(output.stdout.contains("service/files created"), "{output}");
     let address = cluster_ip(&mut lab, "files")?;
-    lab.until(&format!("C0w1.c1 curl -s --max-time 2 {address}:8088"), PATIENCE, |page| page.contains("Directory listing"))?;
+    lab.until(&format!("C0w1.c1 curl -s --max-time 2 {address}:8088"), PATIENCE, |page| {
+        page.contains("Directory listing")
+    })?;
     lab.type_line("py C0w3.delete_container(\"c4\")")?;
     lab.until("get endpointslices -l kubernetes.io/service-name=files", PATIENCE, |slices| slices.contains("<unset>"))?;
     Ok(())
@@ -86,9 +90,15 @@ fn mistakes_in_a_manifest_are_told_with_their_places_and_nothing_is_made() -> an
     let file = directory.path().join("wrong.yaml");
     let service = "apiVersion: v1\nkind: Service\nmetadata:\n  name: first\nspec:\n  ports:\n  - port: 80\n";
     for (text, expected) in [
-        (format!("{service}---\n{}", service.replace("- port: 80", "- prot: 80")), "wrong.yaml:15:5: document 2: spec.ports[0].prot"),
+        (
+            format!("{service}---\n{}", service.replace("- port: 80", "- prot: 80")),
+            "wrong.yaml:15:5: document 2: spec.ports[0].prot",
+        ),
         (service.replace("port: 80", "port: 0"), "wrong.yaml:7:5: document 1: spec.ports[0].port: 0 must be a port"),
-        (service.replace("spec:", "spec:\n  clusterIP: 100.64.10.1"), "wrong.yaml:6:3: document 1: spec.clusterIP: 100.64.10.1 is the address of service default/vip-100-64-10-1"),
+        (
+            service.replace("spec:", "spec:\n  clusterIP: 100.64.10.1"),
+            "wrong.yaml:6:3: document 1: spec.clusterIP: 100.64.10.1 is the address of service default/vip-100-64-10-1",
+        ),
     ] {
         std::fs::write(&file, text)?;
         let output = run(knetsim(&["apply", "--name", lab.name(), "-f"])?.arg(&file))?;
@@ -112,22 +122,26 @@ fn every_example_is_taken_as_it_is() -> anyhow::Result<()> {
     }
     // Whatever pods they want run.
     lab.until("get deployments", PATIENCE, |table| {
-        table.lines().skip(1).all(|line| line.split_whitespace().nth(1).is_some_and(|ready| {
-            ready.split_once('/').is_some_and(|(ready, wanted)| ready == wanted)
-        }))
+        table.lines().skip(1).all(|line| {
+            line.split_whitespace()
+                .nth(1)
+                .is_some_and(|ready| ready.split_once('/').is_some_and(|(ready, wanted)| ready == wanted))
+        })
     })?;
-    reaches(&mut lab, "C0e1", "C0w1:30080", 2)?;
+    reaches(&mut lab, "C0e1", "10.0.0.3:30080", 2)?;
     let several = cluster_ip(&mut lab, "measured")?;
     reaches(&mut lab, "C0w1.c1", &several, 2)?;
     reaches(&mut lab, "C0w1.c1", &format!("{several}:9100"), 2)?;
     let cart = cluster_ip(&mut lab, "cart")?;
     reaches(&mut lab, "C0w1.c1", &cart, 1)?;
     assert_eq!(cluster_ip(&mut lab, "db")?, "None");
-    reaches(&mut lab, "C0e1", "C0w2:30090", 1)?;
+    reaches(&mut lab, "C0e1", "10.0.0.4:30090", 1)?;
     for file in files {
         lab.type_line(&format!("delete -f {}", file.display()))?;
     }
-    lab.until("get pods", PATIENCE, |pods| pods.lines().skip(1).all(|pod| pod.starts_with('c') || pod.starts_with("ic")))?;
+    lab.until("get pods", PATIENCE, |pods| {
+        pods.lines().skip(1).all(|pod| pod.starts_with('c') || pod.starts_with("ic"))
+    })?;
     Ok(())
 }
 
@@ -149,7 +163,11 @@ fn kubectl_lists_applies_watches_scales_and_deletes() -> anyhow::Result<()> {
     lab.type_line(&watch.replacen("C0e1 ", "C0e1 timeout 60 ", 1))?;
 
     let said = lab.type_line(&format!("{kubectl} apply -f {}", example("deployment")))?;
-    assert!(said.contains("deployment.apps/web created") && said.contains("service/web created"), "{said}\n{}", lab.said());
+    assert!(
+        said.contains("deployment.apps/web created") && said.contains("service/web created"),
+        "{said}\n{}",
+        lab.said()
+    );
     let said = lab.type_line(&format!("{kubectl} apply -f {}", example("deployment")))?;
     assert!(said.contains("deployment.apps/web unchanged") && said.contains("service/web unchanged"), "{said}");
     let rollout = format!("{kubectl} rollout status deployment/web --timeout=20s");
@@ -171,7 +189,10 @@ fn kubectl_lists_applies_watches_scales_and_deletes() -> anyhow::Result<()> {
     assert!(said.contains("service \"web\" deleted"), "{said}");
     lab.until(&format!("{kubectl} get pods -l app=web"), PATIENCE, |pods| !pods.contains("web-"))?;
     let watched = std::fs::read_to_string(log)?;
-    assert!(watched.lines().filter(|line| line.contains("endpointslice.discovery.k8s.io/web-")).count() >= 3, "{watched}");
+    assert!(
+        watched.lines().filter(|line| line.contains("endpointslice.discovery.k8s.io/web-")).count() >= 3,
+        "{watched}"
+    );
     Ok(())
 }
 
@@ -187,8 +208,8 @@ fn the_real_kube_proxy_serves_what_is_applied() -> anyhow::Result<()> {
     let address = cluster_ip(&mut lab, "web")?;
     reaches(&mut lab, "C0w1.c1", &address, 3)?;
     // Only the node that has the pod answers: kube-proxy knows which node it is on.
-    reaches(&mut lab, "C0e1", "C0w2:30090", 1)?;
-    assert_eq!(lab.type_line("C0e1 curl -s --max-time 1 C0w1:30090")?, "");
+    reaches(&mut lab, "C0e1", "10.0.0.4:30090", 1)?;
+    assert_eq!(lab.type_line("C0e1 curl -s --max-time 1 10.0.0.3:30090")?, "");
     assert!(lab.type_line("C0w1 nft list tables")?.contains("kube-proxy"));
     Ok(())
 }

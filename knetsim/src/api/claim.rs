@@ -70,8 +70,12 @@ impl Claim {
             Claim::Address(address) => Cause::new("spec.clusterIP", format!("{address} is the address of {holder}")),
             Claim::NodePort { protocol, port } => {
                 let ports = service["spec"]["ports"].as_array();
-                let index = ports.into_iter().flatten().position(|known| known["nodePort"] == *port && known["protocol"] == **protocol);
-                let field = index.map_or("spec.healthCheckNodePort".to_owned(), |index| format!("spec.ports[{index}].nodePort"));
+                let index = ports
+                    .into_iter()
+                    .flatten()
+                    .position(|known| known["nodePort"] == *port && known["protocol"] == **protocol);
+                let field = index
+                    .map_or("spec.healthCheckNodePort".to_owned(), |index| format!("spec.ports[{index}].nodePort"));
                 Cause::new(field, format!("{port} is a NodePort of {holder}"))
             }
         }
@@ -87,7 +91,8 @@ pub fn of(service: &Value) -> BTreeSet<Claim> {
         let number = u16::try_from(port["nodePort"].as_u64()?).ok().filter(|number| *number != 0)?;
         Some(Claim::NodePort { protocol: port["protocol"].as_str().unwrap_or(TCP).to_owned(), port: number })
     });
-    let health = spec["healthCheckNodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+    let health =
+        spec["healthCheckNodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
     let health = health.map(|port| Claim::NodePort { protocol: TCP.to_owned(), port });
     address.into_iter().chain(ports).chain(health).collect()
 }
@@ -136,7 +141,8 @@ pub fn allocate(service: &mut Value, range: Ipv4Net, taken: &mut Taken) -> Resul
         Some(address) if !address.is_empty() => address.to_owned(),
         _ => {
             let free = range.hosts().find(|address| !taken.addresses.contains(address));
-            let free = free.ok_or_else(|| Cause::new("spec.clusterIP", format!("every address of {range} is taken")))?;
+            let free =
+                free.ok_or_else(|| Cause::new("spec.clusterIP", format!("every address of {range} is taken")))?;
             taken.addresses.insert(free);
             free.to_string()
         }
@@ -242,7 +248,10 @@ mod tests {
     fn addresses_and_ports_are_given_out_once() {
         let mut taken = Taken::default();
         taken.add(&json!({ "spec": { "clusterIP": "100.64.0.1" } }));
-        let first = allocated(json!({ "type": "NodePort", "ports": [{ "port": 80 }, { "name": "b", "port": 81 }] }), &mut taken);
+        let first = allocated(
+            json!({ "type": "NodePort", "ports": [{ "port": 80 }, { "name": "b", "port": 81 }] }),
+            &mut taken,
+        );
         assert_eq!(first["clusterIP"], "100.64.0.2");
         assert_eq!((&first["ports"][0]["nodePort"], &first["ports"][1]["nodePort"]), (&json!(30_000), &json!(30_001)));
         let second = allocated(json!({ "type": "NodePort", "ports": [{ "port": 53, "protocol": "UDP" }] }), &mut taken);
@@ -259,7 +268,10 @@ mod tests {
     #[test]
     fn a_range_without_a_free_address_is_an_error() {
         let mut service = json!({ "spec": { "type": "ClusterIP" } });
-        let mut taken = Taken { addresses: ["100.64.0.1", "100.64.0.2"].map(|text| text.parse().unwrap()).into(), ..Taken::default() };
+        let mut taken = Taken {
+            addresses: ["100.64.0.1", "100.64.0.2"].map(|text| text.parse().unwrap()).into(),
+            ..Taken::default()
+        };
         let cause = allocate(&mut service, "100.64.0.0/30".parse().unwrap(), &mut taken).unwrap_err();
         assert_eq!(cause.field, "spec.clusterIP");
     }
@@ -279,11 +291,13 @@ mod tests {
 
     #[test]
     fn a_service_changes_its_type_and_back() {
-        let old = json!({ "spec": { "type": "NodePort", "clusterIP": "100.64.0.9", "externalTrafficPolicy": "Cluster" } });
+        let old =
+            json!({ "spec": { "type": "NodePort", "clusterIP": "100.64.0.9", "externalTrafficPolicy": "Cluster" } });
         let mut cluster = json!({ "spec": { "type": "ClusterIP", "externalTrafficPolicy": "Cluster" } });
         carry_over(&old, &mut cluster);
         assert_eq!(cluster, json!({ "spec": { "type": "ClusterIP", "clusterIP": "100.64.0.9" } }));
-        let mut name = json!({ "spec": { "type": "ExternalName", "externalName": "example.org", "clusterIP": "100.64.0.9" } });
+        let mut name =
+            json!({ "spec": { "type": "ExternalName", "externalName": "example.org", "clusterIP": "100.64.0.9" } });
         carry_over(&old, &mut name);
         assert_eq!(name, json!({ "spec": { "type": "ExternalName", "externalName": "example.org" } }));
         assert!(of(&name).is_empty());

@@ -41,7 +41,8 @@ pub fn answer(words: &[String], address: &str) -> Option<Value> {
 }
 
 fn groups() -> Vec<&'static str> {
-    let mut groups: Vec<&str> = KINDS.into_iter().map(|kind| kind.describe().group).filter(|group| !group.is_empty()).collect();
+    let mut groups: Vec<&str> =
+        KINDS.into_iter().map(|kind| kind.describe().group).filter(|group| !group.is_empty()).collect();
     groups.push("events.k8s.io");
     groups.dedup();
     groups
@@ -127,7 +128,10 @@ mod tests {
                 group => format!("/apis/{group}/v1"),
             };
             let list = ask(&path).unwrap();
-            assert!(list["resources"].as_array().unwrap().iter().any(|entry| entry["name"] == kind.describe().plural), "{kind}");
+            assert!(
+                list["resources"].as_array().unwrap().iter().any(|entry| entry["name"] == kind.describe().plural),
+                "{kind}"
+            );
         }
         assert!(ask("/apis/batch/v1").is_none());
     }

@@ -168,7 +168,8 @@ impl Kind {
         let word = word.to_lowercase();
         KINDS.into_iter().find(|kind| {
             let about = kind.describe();
-            let with_group = |name: &str| word.strip_prefix(name) == Some(&format!(".{}", about.group)) && !about.group.is_empty();
+            let with_group =
+                |name: &str| word.strip_prefix(name) == Some(&format!(".{}", about.group)) && !about.group.is_empty();
             about.plural == word
                 || about.singular == word
                 || about.short.contains(&word.as_str())

@@ -110,7 +110,9 @@ fn merge_list(name: &str, key: &str, target: &mut Value, patches: &[Value]) {
 /// Sorts elements as `order` names them; those that it does not name stay behind, in their own order.
 fn reorder(key: Option<&str>, list: &mut [Value], order: &[Value]) {
     let identity = |element: &Value| key.map_or_else(|| element.clone(), |key| element[key].clone());
-    list.sort_by_key(|element| order.iter().position(|named| identity(named) == identity(element)).unwrap_or(order.len()));
+    list.sort_by_key(|element| {
+        order.iter().position(|named| identity(named) == identity(element)).unwrap_or(order.len())
+    });
 }
 
 /// The field by which the elements of a list are told apart; none for a list that is replaced as a whole.
@@ -173,7 +175,8 @@ mod tests {
             "$setElementOrder/ports": [{ "port": 82 }, { "port": 80 }],
             "ports": [{ "port": 80, "targetPort": 8080 }, { "port": 82 }, { "$patch": "delete", "port": 81 }],
         } });
-        let expected = json!({ "spec": { "ports": [{ "port": 82 }, { "port": 80, "nodePort": 30_000, "targetPort": 8080 }] } });
+        let expected =
+            json!({ "spec": { "ports": [{ "port": 82 }, { "port": 80, "nodePort": 30_000, "targetPort": 8080 }] } });
         assert_eq!(patched(service, &patch), expected);
     }
 
@@ -186,7 +189,8 @@ mod tests {
     #[test]
     fn containers_and_their_ports_are_merged_in_depth() {
         let pod = json!({ "spec": { "containers": [{ "name": "a", "image": "x", "ports": [{ "containerPort": 80 }] }, { "name": "b" }] } });
-        let patch = json!({ "spec": { "containers": [{ "name": "a", "image": "y", "ports": [{ "containerPort": 81 }] }] } });
+        let patch =
+            json!({ "spec": { "containers": [{ "name": "a", "image": "y", "ports": [{ "containerPort": 81 }] }] } });
         let expected = json!({ "spec": { "containers": [
             { "name": "a", "image": "y", "ports": [{ "containerPort": 80 }, { "containerPort": 81 }] }, { "name": "b" },
         ] } });

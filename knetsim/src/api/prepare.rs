@@ -174,7 +174,9 @@ fn identify(kind: Kind, namespace: &str, object: &mut Value) -> Result<(), Failu
             None | Some("") => metadata["namespace"] = json!(namespace),
             Some(said) if said == namespace => {}
             Some(said) => {
-                return Err(Failure::BadRequest(format!("the namespace of the object is {said:?}, the URL says {namespace:?}")));
+                return Err(Failure::BadRequest(format!(
+                    "the namespace of the object is {said:?}, the URL says {namespace:?}"
+                )));
             }
         }
     } else {
@@ -198,25 +200,35 @@ fn unchangeable(kind: Kind, old: &Value, new: &Value) -> Vec<Cause> {
     let (old, new) = (&old["spec"], &new["spec"]);
     match kind {
         Kind::Service => {
-            let has_address = |spec: &Value| spec["type"] != "ExternalName" && spec["clusterIP"].as_str().is_some_and(|ip| !ip.is_empty());
+            let has_address = |spec: &Value| {
+                spec["type"] != "ExternalName" && spec["clusterIP"].as_str().is_some_and(|ip| !ip.is_empty())
+            };
             if has_address(old) && has_address(new) && old["clusterIP"] != new["clusterIP"] {
                 let message = format!("the address of a Service never changes; it is {}", old["clusterIP"]);
                 causes.push(Cause::new("spec.clusterIP", message));
             }
         }
         Kind::Deployment if old["selector"] != new["selector"] => {
-            causes.push(Cause::new("spec.selector", "the selector of a Deployment never changes; delete it and make it anew"));
+            causes.push(Cause::new(
+                "spec.selector",
+                "the selector of a Deployment never changes; delete it and make it anew",
+            ));
         }
         Kind::Pod => {
             let bound = old["nodeName"].as_str().is_some_and(|node| !node.is_empty());
             if bound && old["nodeName"] != new["nodeName"] {
-                causes.push(Cause::new("spec.nodeName", format!("the pod runs on {} and cannot move", old["nodeName"])));
+                causes
+                    .push(Cause::new("spec.nodeName", format!("the pod runs on {} and cannot move", old["nodeName"])));
             }
             if old["containers"] != new["containers"] {
-                causes.push(Cause::new("spec.containers", "the containers of a pod never change; delete the pod and make it anew"));
+                causes.push(Cause::new(
+                    "spec.containers",
+                    "the containers of a pod never change; delete the pod and make it anew",
+                ));
             }
         }
-        Kind::Namespace | Kind::Node | Kind::Deployment | Kind::EndpointSlice | Kind::ServiceCidr | Kind::IpAddress => {}
+        Kind::Namespace | Kind::Node | Kind::Deployment | Kind::EndpointSlice | Kind::ServiceCidr | Kind::IpAddress => {
+        }
     }
     causes
 }
@@ -263,7 +275,8 @@ mod tests {
 
     #[test]
     fn an_object_of_another_kind_or_namespace_is_refused() {
-        for given in [json!({ "kind": "Pod" }), json!({ "metadata": { "name": "a", "namespace": "other" } }), json!([])] {
+        for given in [json!({ "kind": "Pod" }), json!({ "metadata": { "name": "a", "namespace": "other" } }), json!([])]
+        {
             assert!(matches!(for_create(Kind::Service, "shop", given, ranges()), Err(Failure::BadRequest(_))));
         }
     }
@@ -275,7 +288,10 @@ mod tests {
         let new = for_update(Kind::Service, &old, wanted, Part::Spec, ranges()).unwrap();
         assert_eq!(new["metadata"]["uid"], old["metadata"]["uid"]);
         assert_eq!(new["status"], old["status"]);
-        assert_eq!((&new["spec"]["clusterIP"], &new["spec"]["ports"][0]["targetPort"]), (&json!("100.64.0.7"), &json!(81)));
+        assert_eq!(
+            (&new["spec"]["clusterIP"], &new["spec"]["ports"][0]["targetPort"]),
+            (&json!("100.64.0.7"), &json!(81))
+        );
         let mut moved = old.clone();
         moved["spec"]["clusterIP"] = json!("100.64.0.8");
         assert!(matches!(for_update(Kind::Service, &old, moved, Part::Spec, ranges()), Err(Failure::Invalid { .. })));

@@ -9,7 +9,9 @@
 
 use std::{future::Future, time::Duration};
 
-use etcd_client::{Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, Txn, TxnOp, WatchOptions, WatchStream};
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, Txn, TxnOp, WatchOptions, WatchStream,
+};
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
@@ -162,7 +164,9 @@ impl Registry {
         if kind.describe().namespaced {
             let home = self.get(Kind::Namespace, "", namespace).await?;
             if !home["metadata"]["deletionTimestamp"].is_null() {
-                return Err(Failure::Forbidden(format!("namespace {namespace} is being deleted: nothing new can be made in it")));
+                return Err(Failure::Forbidden(format!(
+                    "namespace {namespace} is being deleted: nothing new can be made in it"
+                )));
             }
         }
         for _ in 0..ATTEMPTS {
@@ -277,7 +281,12 @@ impl Registry {
         let is_marked_first = match kind {
             Kind::Pod => is_bound,
             Kind::Namespace => true,
-            Kind::Node | Kind::Deployment | Kind::Service | Kind::EndpointSlice | Kind::ServiceCidr | Kind::IpAddress => false,
+            Kind::Node
+            | Kind::Deployment
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::ServiceCidr
+            | Kind::IpAddress => false,
         };
         if !is_marked_first {
             return self.remove(kind, namespace, name, only).await;
@@ -304,12 +313,20 @@ impl Registry {
         for other in self.list(Kind::Service, None).await?.objects {
             taken.add(&other);
         }
-        claim::allocate(service, self.ranges.services, &mut taken)
-            .map_err(|cause| Failure::Invalid { kind: Kind::Service, name: name.to_owned(), causes: vec![cause] })
+        claim::allocate(service, self.ranges.services, &mut taken).map_err(|cause| Failure::Invalid {
+            kind: Kind::Service,
+            name: name.to_owned(),
+            causes: vec![cause],
+        })
     }
 
     /// Fails when one of the claims stands in etcd in another's name.
-    async fn refuse_taken(&self, claims: impl Iterator<Item = &Claim>, service: &Value, name: &str) -> Result<(), Failure> {
+    async fn refuse_taken(
+        &self,
+        claims: impl Iterator<Item = &Claim>,
+        service: &Value,
+        name: &str,
+    ) -> Result<(), Failure> {
         for claim in claims {
             let answer = call(self.client.kv_client().get(claim.key(), None)).await?;
             if let Some(pair) = answer.kvs().first() {
@@ -395,12 +412,19 @@ fn check_version(kind: Kind, name: &str, version: &Value, revision: i64) -> Resu
         Some(_) => Err(Failure::Conflict {
             kind,
             name: name.to_owned(),
-            why: "the object has been modified; please apply your changes to the latest version and try again".to_owned(),
+            why: "the object has been modified; please apply your changes to the latest version and try again"
+                .to_owned(),
         }),
     }
 }
 
-fn check_precondition(kind: Kind, name: &str, object: &Value, revision: i64, only: &Precondition) -> Result<(), Failure> {
+fn check_precondition(
+    kind: Kind,
+    name: &str,
+    object: &Value,
+    revision: i64,
+    only: &Precondition,
+) -> Result<(), Failure> {
     if let Some(uid) = &only.uid
         && object["metadata"]["uid"] != **uid
     {

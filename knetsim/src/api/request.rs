@@ -65,7 +65,10 @@ pub fn target(path: &str) -> Result<Target, Failure> {
         return Ok(Target::Events);
     }
     let plural = rest.first().copied().unwrap_or_default();
-    let kind = KINDS.into_iter().find(|kind| kind.describe().plural == plural && kind.describe().group == group).ok_or_else(missing)?;
+    let kind = KINDS
+        .into_iter()
+        .find(|kind| kind.describe().plural == plural && kind.describe().group == group)
+        .ok_or_else(missing)?;
     if namespace.is_some() != kind.describe().namespaced && (namespace.is_some() || rest.len() > 1) {
         return Err(missing());
     }
@@ -164,7 +167,9 @@ fn decode(text: &str) -> String {
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok())).flatten();
+        let hex = (bytes[at] == b'%')
+            .then(|| text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok()))
+            .flatten();
         match (hex, bytes[at]) {
             (Some(byte), _) => {
                 decoded.push(byte);
@@ -192,14 +197,22 @@ mod tests {
     #[test]
     fn paths_lead_to_objects() {
         let web = objects("/api/v1/namespaces/shop/services/web");
-        assert_eq!((web.kind, web.namespace.as_deref(), web.name.as_deref()), (Kind::Service, Some("shop"), Some("web")));
+        assert_eq!(
+            (web.kind, web.namespace.as_deref(), web.name.as_deref()),
+            (Kind::Service, Some("shop"), Some("web"))
+        );
         assert_eq!(objects("/apis/apps/v1/deployments").namespace, None);
         assert_eq!(objects("/apis/apps/v1/namespaces/a/deployments/b/scale").subresource.as_deref(), Some("scale"));
         assert_eq!(objects("/api/v1/namespaces/shop").name.as_deref(), Some("shop"));
         assert_eq!(objects("/api/v1/namespaces/shop/status").kind, Kind::Namespace);
         assert_eq!(target("/apis/events.k8s.io/v1/namespaces/default/events").unwrap(), Target::Events);
         assert_eq!(target("/apis/apps/v1").unwrap(), Target::About(["apis", "apps", "v1"].map(str::to_owned).to_vec()));
-        for wrong in ["/api/v1/secrets", "/api/v1/services/web", "/api/v1/namespaces/a/nodes", "/api/v1/namespaces/a/pods/b/exec"] {
+        for wrong in [
+            "/api/v1/secrets",
+            "/api/v1/services/web",
+            "/api/v1/namespaces/a/nodes",
+            "/api/v1/namespaces/a/pods/b/exec",
+        ] {
             assert!(target(wrong).is_err(), "{wrong}");
         }
     }

@@ -58,7 +58,12 @@ impl Labels {
                 Some("NotIn") => Requirement::NotIn(key, values),
                 Some("Exists") => Requirement::Exists(key),
                 Some("DoesNotExist") => Requirement::Absent(key),
-                other => return Err(format!("operator {} is none of In, NotIn, Exists, DoesNotExist", other.unwrap_or("(none)"))),
+                other => {
+                    return Err(format!(
+                        "operator {} is none of In, NotIn, Exists, DoesNotExist",
+                        other.unwrap_or("(none)")
+                    ));
+                }
             });
         }
         Ok(Self(requirements))
@@ -138,11 +143,12 @@ impl Fields {
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut conditions = Vec::new();
         for part in text.split(',').filter(|part| !part.trim().is_empty()) {
-            let (path, value, wanted) = match (part.split_once("!="), part.split_once("==").or_else(|| part.split_once('='))) {
-                (Some((path, value)), _) => (path, value, false),
-                (None, Some((path, value))) => (path, value, true),
-                (None, None) => return Err(format!("{part:?} is no field selector; write metadata.name=web")),
-            };
+            let (path, value, wanted) =
+                match (part.split_once("!="), part.split_once("==").or_else(|| part.split_once('='))) {
+                    (Some((path, value)), _) => (path, value, false),
+                    (None, Some((path, value))) => (path, value, true),
+                    (None, None) => return Err(format!("{part:?} is no field selector; write metadata.name=web")),
+                };
             conditions.push((path.trim().to_owned(), value.trim().to_owned(), wanted));
         }
         Ok(Self(conditions))
@@ -200,7 +206,9 @@ mod tests {
     #[test]
     fn fields_are_selected_by_their_paths() {
         let object = json!({ "metadata": { "name": "web" }, "spec": { "clusterIP": "None", "port": 8 } });
-        for (text, expected) in [("metadata.name=web", true), ("spec.clusterIP!=None", false), ("spec.gone=", true), ("spec.port=8", true)] {
+        for (text, expected) in
+            [("metadata.name=web", true), ("spec.clusterIP!=None", false), ("spec.gone=", true), ("spec.port=8", true)]
+        {
             assert_eq!(Fields::parse(text).unwrap().matches(&object), expected, "{text}");
         }
         assert_eq!(Fields::parse("metadata.name=web").unwrap().name(), Some("web"));

@@ -115,7 +115,9 @@ impl Server {
                     return Err(Failure::MethodNotAllowed(format!("{plural} are written by the API server alone")));
                 }
                 if options.dry_run {
-                    return Err(Failure::BadRequest("dryRun is not offered; `kubectl --dry-run=client` checks here".to_owned()));
+                    return Err(Failure::BadRequest(
+                        "dryRun is not offered; `kubectl --dry-run=client` checks here".to_owned(),
+                    ));
                 }
                 self.write(&method, &objects, &options, request).await
             }
@@ -235,7 +237,9 @@ impl Server {
                 let word = |name: &str| wanted["preconditions"][name].as_str().map(str::to_owned);
                 let only = Precondition { uid: word("uid"), resource_version: word("resourceVersion") };
                 if wanted["propagationPolicy"] == "Orphan" {
-                    return Err(Failure::BadRequest("pods cannot outlive their Deployment here; leave out --cascade=orphan".to_owned()));
+                    return Err(Failure::BadRequest(
+                        "pods cannot outlive their Deployment here; leave out --cascade=orphan".to_owned(),
+                    ));
                 }
                 let grace = wanted["gracePeriodSeconds"].as_i64();
                 let deleted = self.registry.delete(kind, namespace, name, grace, &only).await?;
@@ -325,16 +329,20 @@ fn parse_patch(content_type: &str, body: &[u8]) -> Result<Patch, Failure> {
         MERGE_PATCH => Ok(Patch::Merge(parse(content_type, MERGE_PATCH, body)?)),
         STRATEGIC_PATCH => Ok(Patch::Strategic(parse(content_type, STRATEGIC_PATCH, body)?)),
         "application/apply-patch+yaml" => Err(Failure::UnsupportedMediaType(
-            "server-side apply is not offered: no record is kept of who owns which field; leave out --server-side".to_owned(),
+            "server-side apply is not offered: no record is kept of who owns which field; leave out --server-side"
+                .to_owned(),
         )),
-        other => Err(Failure::UnsupportedMediaType(format!("{other} is no patch that is understood; send {STRATEGIC_PATCH} or {MERGE_PATCH}"))),
+        other => Err(Failure::UnsupportedMediaType(format!(
+            "{other} is no patch that is understood; send {STRATEGIC_PATCH} or {MERGE_PATCH}"
+        ))),
     }
 }
 
 /// The `Scale` of a Deployment: what `kubectl scale` reads and writes.
 fn scale_of(deployment: &Value) -> Value {
     let labels = deployment["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
-    let selector: Vec<String> = labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    let selector: Vec<String> =
+        labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
     let metadata = ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"];
     let metadata: serde_json::Map<String, Value> =
         metadata.into_iter().map(|name| (name.to_owned(), deployment["metadata"][name].clone())).collect();
@@ -349,7 +357,8 @@ fn scale_of(deployment: &Value) -> Value {
 async fn events(method: &Method, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
     match *method {
         Method::GET => {
-            let list = json!({ "kind": "EventList", "apiVersion": "v1", "metadata": { "resourceVersion": "1" }, "items": [] });
+            let list =
+                json!({ "kind": "EventList", "apiVersion": "v1", "metadata": { "resourceVersion": "1" }, "items": [] });
             Ok(json_response(StatusCode::OK, &list))
         }
         Method::POST => {
@@ -381,7 +390,8 @@ fn check_fields(kind: Kind, object: &Value, options: &Options) -> Result<Vec<Str
 
 async fn read_body(request: Request<Incoming>) -> Result<Bytes, Failure> {
     let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await;
-    body.map(http_body_util::Collected::to_bytes).map_err(|error| Failure::BadRequest(format!("read the body: {error}")))
+    body.map(http_body_util::Collected::to_bytes)
+        .map_err(|error| Failure::BadRequest(format!("read the body: {error}")))
 }
 
 fn content_type(request: &Request<Incoming>) -> String {

@@ -16,7 +16,14 @@ type Column = (&'static str, bool);
 fn columns(kind: Kind) -> &'static [Column] {
     match kind {
         Kind::Namespace => &[("Name", false), ("Status", false), ("Age", false)],
-        Kind::Node => &[("Name", false), ("Status", false), ("Roles", false), ("Age", false), ("Internal-IP", true), ("Pod-CIDR", true)],
+        Kind::Node => &[
+            ("Name", false),
+            ("Status", false),
+            ("Roles", false),
+            ("Age", false),
+            ("Internal-IP", true),
+            ("Pod-CIDR", true),
+        ],
         Kind::Pod => &[
             ("Name", false),
             ("Ready", false),
@@ -45,7 +52,9 @@ fn columns(kind: Kind) -> &'static [Column] {
             ("Age", false),
             ("Selector", true),
         ],
-        Kind::EndpointSlice => &[("Name", false), ("AddressType", false), ("Ports", false), ("Endpoints", false), ("Age", false)],
+        Kind::EndpointSlice => {
+            &[("Name", false), ("AddressType", false), ("Ports", false), ("Endpoints", false), ("Age", false)]
+        }
         Kind::ServiceCidr => &[("Name", false), ("CIDRs", false), ("Age", false)],
         Kind::IpAddress => &[("Name", false), ("ParentRef", false), ("Age", false)],
     }
@@ -75,7 +84,6 @@ pub fn table(kind: Kind, objects: &[Value], include: &str, list_metadata: &Value
     json!({ "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_metadata, "columnDefinitions": columns, "rows": rows })
 }
 
-
 fn cells(kind: Kind, object: &Value, now: jiff::Timestamp) -> Vec<String> {
     let (spec, status) = (&object["spec"], &object["status"]);
     let name = text(&object["metadata"]["name"]);
@@ -98,7 +106,15 @@ fn cells(kind: Kind, object: &Value, now: jiff::Timestamp) -> Vec<String> {
                 false => "Terminating".to_owned(),
             };
             let ready = format!("{ready}/{}", list(&spec["containers"]).len());
-            vec![name, ready, phase, restarts.to_string(), age, or_none(text(&status["podIP"])), or_none(text(&spec["nodeName"]))]
+            vec![
+                name,
+                ready,
+                phase,
+                restarts.to_string(),
+                age,
+                or_none(text(&status["podIP"])),
+                or_none(text(&spec["nodeName"])),
+            ]
         }
         Kind::Deployment => {
             let number = |field: &str| status[field].as_u64().unwrap_or(0).to_string();
@@ -108,14 +124,24 @@ fn cells(kind: Kind, object: &Value, now: jiff::Timestamp) -> Vec<String> {
             };
             let ready = format!("{}/{}", number("readyReplicas"), spec["replicas"].as_u64().unwrap_or(0));
             let selector = map(&spec["selector"]["matchLabels"]);
-            vec![name, ready, number("updatedReplicas"), number("availableReplicas"), age, of("name"), of("image"), selector]
+            vec![
+                name,
+                ready,
+                number("updatedReplicas"),
+                number("availableReplicas"),
+                age,
+                of("name"),
+                of("image"),
+                selector,
+            ]
         }
         Kind::Service => {
             let external = match text(&spec["externalName"]) {
                 name if !name.is_empty() => name,
                 _ => {
                     let balanced = list(&status["loadBalancer"]["ingress"]).iter().map(|ingress| text(&ingress["ip"]));
-                    let addresses = balanced.chain(list(&spec["externalIPs"]).iter().map(text)).collect::<Vec<_>>().join(",");
+                    let addresses =
+                        balanced.chain(list(&spec["externalIPs"]).iter().map(text)).collect::<Vec<_>>().join(",");
                     match spec["type"] == "LoadBalancer" && addresses.is_empty() {
                         true => "<pending>".to_owned(),
                         false => or_none(addresses),
@@ -127,7 +153,15 @@ fn cells(kind: Kind, object: &Value, now: jiff::Timestamp) -> Vec<String> {
                 format!("{}{node}/{}", text(&port["port"]), text(&port["protocol"]))
             });
             let ports = or_none(ports.collect::<Vec<_>>().join(","));
-            vec![name, text(&spec["type"]), or_none(text(&spec["clusterIP"])), external, ports, age, map(&spec["selector"])]
+            vec![
+                name,
+                text(&spec["type"]),
+                or_none(text(&spec["clusterIP"])),
+                external,
+                ports,
+                age,
+                map(&spec["selector"]),
+            ]
         }
         Kind::EndpointSlice => {
             let ports: Vec<String> = list(&object["ports"]).iter().map(|port| text(&port["port"])).collect();

@@ -100,7 +100,10 @@ fn service(object: &Value, ranges: Ranges, causes: &mut Vec<Cause>) {
     one_of("spec.type", &spec["type"], &["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"], causes);
     if spec["type"] == "ExternalName" {
         if !spec["externalName"].as_str().is_some_and(is_dns_subdomain) {
-            causes.push(Cause::new("spec.externalName", "a Service of type ExternalName needs the DNS name it stands for"));
+            causes.push(Cause::new(
+                "spec.externalName",
+                "a Service of type ExternalName needs the DNS name it stands for",
+            ));
         }
         if spec["clusterIP"].as_str().is_some_and(|address| !address.is_empty()) {
             causes.push(Cause::new("spec.clusterIP", "a Service of type ExternalName has no address; leave it out"));
@@ -127,7 +130,10 @@ fn service(object: &Value, ranges: Ranges, causes: &mut Vec<Cause>) {
     }
     for (index, family) in items(spec, "ipFamilies").iter().enumerate() {
         if family != "IPv4" {
-            causes.push(Cause::new(format!("spec.ipFamilies[{index}]"), format!("{family}: the lab's service range is IPv4 only")));
+            causes.push(Cause::new(
+                format!("spec.ipFamilies[{index}]"),
+                format!("{family}: the lab's service range is IPv4 only"),
+            ));
         }
     }
     if spec["ipFamilyPolicy"] == "RequireDualStack" {
@@ -152,7 +158,10 @@ fn service(object: &Value, ranges: Ranges, causes: &mut Vec<Cause>) {
     }
     for (index, range) in items(spec, "loadBalancerSourceRanges").iter().enumerate() {
         if !range.as_str().is_some_and(|range| range.trim().parse::<ipnet::IpNet>().is_ok()) {
-            causes.push(Cause::new(format!("spec.loadBalancerSourceRanges[{index}]"), format!("{range} is no network like 10.0.0.0/8")));
+            causes.push(Cause::new(
+                format!("spec.loadBalancerSourceRanges[{index}]"),
+                format!("{range} is no network like 10.0.0.0/8"),
+            ));
         }
     }
     for (index, address) in items(spec, "externalIPs").iter().enumerate() {
@@ -184,7 +193,12 @@ fn service_ports(spec: &Value, causes: &mut Vec<Cause>) {
         match &port["targetPort"] {
             Value::String(name) if is_dns_label(name) && name.len() <= 15 => {}
             Value::String(name) => {
-                causes.push(Cause::new(field("targetPort"), format!("{name:?} must be a port's number, or its name of at most 15 lower-case letters, digits or '-'")));
+                causes.push(Cause::new(
+                    field("targetPort"),
+                    format!(
+                        "{name:?} must be a port's number, or its name of at most 15 lower-case letters, digits or '-'"
+                    ),
+                ));
             }
             number => port_number(&field("targetPort"), number, causes),
         }
@@ -207,7 +221,10 @@ fn slice(object: &Value, causes: &mut Vec<Cause>) {
     one_of("addressType", &object["addressType"], &["IPv4", "IPv6", "FQDN"], causes);
     let endpoints = items(object, "endpoints");
     if endpoints.len() > MAX_ENDPOINTS {
-        causes.push(Cause::new("endpoints", format!("{} endpoints; a slice holds at most {MAX_ENDPOINTS}", endpoints.len())));
+        causes.push(Cause::new(
+            "endpoints",
+            format!("{} endpoints; a slice holds at most {MAX_ENDPOINTS}", endpoints.len()),
+        ));
     }
     for (index, endpoint) in endpoints.iter().enumerate() {
         let addresses = items(endpoint, "addresses");
@@ -243,14 +260,22 @@ fn deployment(object: &Value, causes: &mut Vec<Cause>) {
     one_of("spec.strategy.type", &spec["strategy"]["type"], &["RollingUpdate", "Recreate"], causes);
     for name in ["maxSurge", "maxUnavailable"] {
         let value = &spec["strategy"]["rollingUpdate"][name];
-        let is_share = |text: &str| text.strip_suffix('%').is_some_and(|number| number.parse::<u8>().is_ok_and(|share| share <= 100));
-        let fits = value.is_null() || value.as_i64().is_some_and(|count| count >= 0) || value.as_str().is_some_and(is_share);
+        let is_share = |text: &str| {
+            text.strip_suffix('%').is_some_and(|number| number.parse::<u8>().is_ok_and(|share| share <= 100))
+        };
+        let fits =
+            value.is_null() || value.as_i64().is_some_and(|count| count >= 0) || value.as_str().is_some_and(is_share);
         if !fits {
-            causes.push(Cause::new(format!("spec.strategy.rollingUpdate.{name}"), format!("{value} must be a number or a share like \"25%\"")));
+            causes.push(Cause::new(
+                format!("spec.strategy.rollingUpdate.{name}"),
+                format!("{value} must be a number or a share like \"25%\""),
+            ));
         }
     }
     let selector = &spec["selector"];
-    if selector["matchLabels"].as_object().is_none_or(serde_json::Map::is_empty) && items(selector, "matchExpressions").is_empty() {
+    if selector["matchLabels"].as_object().is_none_or(serde_json::Map::is_empty)
+        && items(selector, "matchExpressions").is_empty()
+    {
         causes.push(Cause::new("spec.selector", "it needs matchLabels: those of the template"));
     } else {
         match selector::Labels::of_object(selector) {
@@ -281,7 +306,8 @@ fn pod_spec(path: &str, spec: &Value, causes: &mut Vec<Cause>) {
         let field = |name: &str| format!("{path}.containers[{index}].{name}");
         let name = container["name"].as_str().unwrap_or_default();
         if !is_dns_label(name) {
-            causes.push(Cause::new(field("name"), format!("{name:?} must be 1 to 63 lower-case letters, digits or '-'")));
+            causes
+                .push(Cause::new(field("name"), format!("{name:?} must be 1 to 63 lower-case letters, digits or '-'")));
         } else if !names.insert(name) {
             causes.push(Cause::new(field("name"), format!("{name:?} is the name of another container too")));
         }

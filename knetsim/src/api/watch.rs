@@ -80,9 +80,9 @@ async fn run(registry: &Registry, window: &Window, lines: &mpsc::Sender<Bytes>, 
         listing.revision + 1
     } else {
         let version = &options.resource_version;
-        let revision: i64 = version
-            .parse()
-            .map_err(|_| Failure::BadRequest(format!("resourceVersion {version:?} is not one that this server gave out")))?;
+        let revision: i64 = version.parse().map_err(|_| {
+            Failure::BadRequest(format!("resourceVersion {version:?} is not one that this server gave out"))
+        })?;
         revision + 1
     };
     let mut watch = registry.watch(window.kind.prefix(window.namespace.as_deref()), start).await?;
@@ -134,7 +134,8 @@ impl Sender<'_> {
                 let version = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
                 let now = prepare::clock();
                 let objects = std::slice::from_ref(object);
-                let mut table = table::table(self.window.kind, objects, &self.window.options.include_object, &version, now);
+                let mut table =
+                    table::table(self.window.kind, objects, &self.window.options.include_object, &version, now);
                 if !std::mem::take(&mut self.first) {
                     table["columnDefinitions"] = Value::Null; // a client keeps those of the first table
                 }
@@ -173,7 +174,8 @@ impl Window {
     #[must_use]
     pub fn show(&self, object: Value) -> Option<Value> {
         let object = self.view.show(self.kind, object);
-        let is_inside = self.options.labels.matches(&object["metadata"]["labels"]) && self.options.fields.matches(&object);
+        let is_inside =
+            self.options.labels.matches(&object["metadata"]["labels"]) && self.options.fields.matches(&object);
         is_inside.then_some(object)
     }
 
@@ -215,6 +217,9 @@ mod tests {
 
     #[test]
     fn a_line_is_one_json_object() {
-        assert_eq!(line("ADDED", &json!({ "a": "b" })), Bytes::from_static(b"{\"type\":\"ADDED\",\"object\":{\"a\":\"b\"}}\n"));
+        assert_eq!(
+            line("ADDED", &json!({ "a": "b" })),
+            Bytes::from_static(b"{\"type\":\"ADDED\",\"object\":{\"a\":\"b\"}}\n")
+        );
     }
 }

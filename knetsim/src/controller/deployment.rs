@@ -219,7 +219,8 @@ mod tests {
             most = most.max(pods.len());
             // What was made before this step is ready by now.
             for pod in pods.iter_mut() {
-                pod.status = serde_json::from_value(json!({ "conditions": [{ "type": "Ready", "status": "True" }] })).unwrap();
+                pod.status =
+                    serde_json::from_value(json!({ "conditions": [{ "type": "Ready", "status": "True" }] })).unwrap();
             }
         }
         panic!("the update does not end: {pods:?}");
@@ -249,7 +250,9 @@ mod tests {
             let (fewest, most) = play(&next, &mut pods);
             assert!(fewest >= fewest_ready && most <= most_alive, "{strategy}: {fewest} {most}");
             let hash = template_hash(next.spec.as_ref().unwrap());
-            assert!(pods.len() == 4 && pods.iter().all(|pod| pod.metadata.labels.as_ref().unwrap()[TEMPLATE_HASH] == hash));
+            assert!(
+                pods.len() == 4 && pods.iter().all(|pod| pod.metadata.labels.as_ref().unwrap()[TEMPLATE_HASH] == hash)
+            );
         }
     }
 
@@ -270,7 +273,10 @@ mod tests {
     #[test]
     fn the_status_says_how_far_it_is() {
         let status = plan(&deployment(2, &rolling(), "a"), &[]).status;
-        assert_eq!((status.observed_generation, status.ready_replicas, status.unavailable_replicas), (Some(3), Some(0), Some(2)));
+        assert_eq!(
+            (status.observed_generation, status.ready_replicas, status.unavailable_replicas),
+            (Some(3), Some(0), Some(2))
+        );
         assert_eq!(status.conditions.unwrap()[0].status, "False");
     }
 }

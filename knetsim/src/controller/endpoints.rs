@@ -231,9 +231,11 @@ mod tests {
     use super::*;
 
     fn service(spec: Value) -> Service {
-        let mut whole = json!({ "selector": { "app": "web" }, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] });
+        let mut whole =
+            json!({ "selector": { "app": "web" }, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] });
         crate::api::patch::merge(&mut whole, &spec);
-        serde_json::from_value(json!({ "metadata": { "name": "web", "namespace": "shop", "uid": "u" }, "spec": whole })).unwrap()
+        serde_json::from_value(json!({ "metadata": { "name": "web", "namespace": "shop", "uid": "u" }, "spec": whole }))
+            .unwrap()
     }
 
     fn pod(number: usize, ready: &str) -> Pod {
@@ -280,7 +282,8 @@ mod tests {
     fn named_ports_are_resolved_and_conditions_follow_the_pod() {
         let mut leaving = pod(2, "True");
         leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2026-11-21T12:00:00Z")).unwrap();
-        let slices = applied(Vec::new(), plan_for(&service(json!({})), &[pod(0, "True"), pod(1, "False"), leaving], &[]));
+        let slices =
+            applied(Vec::new(), plan_for(&service(json!({})), &[pod(0, "True"), pod(1, "False"), leaving], &[]));
         assert_eq!(slices.len(), 1);
         assert_eq!(conditions(&slices[0]), [(true, true, false), (false, false, false), (false, true, true)]);
         assert_eq!(slices[0].ports.as_ref().unwrap()[0].port, Some(8080));

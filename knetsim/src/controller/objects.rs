@@ -17,11 +17,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::endpoints::SERVICE_NAME;
-use crate::api::{
-    kind::Kind,
-    registry,
-    selector::Labels,
-};
+use crate::api::{kind::Kind, registry, selector::Labels};
 
 /// Which object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,7 +55,9 @@ impl Objects {
     /// Takes in what etcd says. What is older than what is known, an echo of our own writes, is passed over.
     pub(super) fn handle_event(&mut self, event: &Event) {
         let Some(pair) = event.kv() else { return };
-        let Some((kind, namespace, name)) = std::str::from_utf8(pair.key()).ok().and_then(Kind::read_key) else { return };
+        let Some((kind, namespace, name)) = std::str::from_utf8(pair.key()).ok().and_then(Kind::read_key) else {
+            return;
+        };
         let reference = Reference { kind, namespace, name };
         match event.event_type() {
             EventType::Put => {
@@ -67,7 +65,9 @@ impl Objects {
                     self.put(kind, object);
                 }
             }
-            EventType::Delete if self.known.get(&reference).is_some_and(|known| version(known) < pair.mod_revision()) => {
+            EventType::Delete
+                if self.known.get(&reference).is_some_and(|known| version(known) < pair.mod_revision()) =>
+            {
                 self.forget(&reference);
             }
             EventType::Delete => {}
@@ -106,7 +106,8 @@ impl Objects {
             }
             Kind::Pod => {
                 let owners = object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
-                let owners = owners.filter(|owner| owner["kind"] == "Deployment").filter_map(|owner| owner["name"].as_str());
+                let owners =
+                    owners.filter(|owner| owner["kind"] == "Deployment").filter_map(|owner| owner["name"].as_str());
                 let owners = owners.map(|owner| Reference::new(Kind::Deployment, namespace, owner));
                 let mut touched: Vec<Reference> = owners.chain([Reference::new(Kind::Pod, namespace, name)]).collect();
                 touched.extend(self.of_kind(Kind::Service, Some(namespace)).filter_map(|(service, spec)| {
@@ -149,10 +150,16 @@ impl Objects {
         self.known.get(reference).and_then(|object| T::deserialize(object).ok())
     }
 
-    fn of_kind<'a>(&'a self, kind: Kind, namespace: Option<&'a str>) -> impl Iterator<Item = (&'a Reference, &'a Value)> {
+    fn of_kind<'a>(
+        &'a self,
+        kind: Kind,
+        namespace: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a Reference, &'a Value)> {
         let first = Reference::new(kind, namespace.unwrap_or_default(), "");
         let all = self.known.range(first..);
-        all.take_while(move |(reference, _)| reference.kind == kind && namespace.is_none_or(|wanted| wanted == reference.namespace))
+        all.take_while(move |(reference, _)| {
+            reference.kind == kind && namespace.is_none_or(|wanted| wanted == reference.namespace)
+        })
     }
 
     fn all<T: DeserializeOwned>(&self, kind: Kind, namespace: Option<&str>) -> Vec<T> {
@@ -189,13 +196,15 @@ impl Objects {
     pub(super) fn owned_by(&self, deployment: &Reference) -> Vec<Pod> {
         let is_owner = |owner: &Value| owner["kind"] == "Deployment" && owner["name"] == *deployment.name;
         let pods = self.of_kind(Kind::Pod, Some(&deployment.namespace));
-        let owned = pods.filter(|(_, pod)| pod["metadata"]["ownerReferences"].as_array().into_iter().flatten().any(is_owner));
+        let owned =
+            pods.filter(|(_, pod)| pod["metadata"]["ownerReferences"].as_array().into_iter().flatten().any(is_owner));
         owned.filter_map(|(_, pod)| Pod::deserialize(pod).ok()).collect()
     }
 
     /// Whatever is in a namespace. Deployments come before their pods, or they would make new ones.
     pub(super) fn inside(&self, namespace: &str) -> Vec<Reference> {
-        let mut inside: Vec<Reference> = self.known.keys().filter(|reference| reference.namespace == namespace).cloned().collect();
+        let mut inside: Vec<Reference> =
+            self.known.keys().filter(|reference| reference.namespace == namespace).cloned().collect();
         inside.sort_by_key(|reference| reference.kind != Kind::Deployment);
         inside
     }
@@ -220,7 +229,8 @@ mod tests {
     use super::*;
 
     fn object(name: &str, version: u32, rest: &Value) -> Value {
-        let mut object = json!({ "metadata": { "namespace": "shop", "name": name, "resourceVersion": version.to_string() } });
+        let mut object =
+            json!({ "metadata": { "namespace": "shop", "name": name, "resourceVersion": version.to_string() } });
         crate::api::patch::merge(&mut object, rest);
         object
     }
@@ -258,7 +268,10 @@ mod tests {
     #[test]
     fn a_slice_touches_its_service_and_a_pod_its_deployment() {
         let mut objects = Objects::default();
-        objects.put(Kind::EndpointSlice, object("web-1", 1, &json!({ "metadata": { "labels": { SERVICE_NAME: "web" } } })));
+        objects.put(
+            Kind::EndpointSlice,
+            object("web-1", 1, &json!({ "metadata": { "labels": { SERVICE_NAME: "web" } } })),
+        );
         assert_eq!(dirty(&mut objects), ["Service shop/web"]);
         let owner = json!({ "metadata": { "ownerReferences": [{ "kind": "Deployment", "name": "web" }] } });
         objects.put(Kind::Pod, object("web-x", 2, &owner));

@@ -42,7 +42,8 @@ pub fn schedule<'a>(pod: &Pod, nodes: impl Iterator<Item = &'a Node>, pods: &[&P
         !is_cordoned && wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
     };
     let key = |name: &String| {
-        let there = pods.iter().filter(|other| node_of(other) == Some(name) && !is_finished(other) && !is_terminating(other));
+        let there =
+            pods.iter().filter(|other| node_of(other) == Some(name) && !is_finished(other) && !is_terminating(other));
         let kin = there.clone().filter(|other| owner(other).is_some() && owner(other) == owner(pod)).count();
         (kin, there.count(), name.clone())
     };
@@ -66,7 +67,10 @@ mod tests {
 
     fn node(name: &str, unschedulable: bool) -> Node {
         let labels = json!({ "kubernetes.io/hostname": name });
-        serde_json::from_value(json!({ "metadata": { "name": name, "labels": labels }, "spec": { "unschedulable": unschedulable } })).unwrap()
+        serde_json::from_value(
+            json!({ "metadata": { "name": name, "labels": labels }, "spec": { "unschedulable": unschedulable } }),
+        )
+        .unwrap()
     }
 
     #[test]

@@ -147,7 +147,9 @@ struct ObjectLine {
 fn on_objects(world: &World, words: &[String]) -> anyhow::Result<()> {
     let line = match ObjectLine::try_parse_from(words) {
         Ok(line) => line,
-        Err(error) if error.use_stderr() => return Err(anyhow!("{}", error.to_string().trim_start_matches("error: ").trim_end())),
+        Err(error) if error.use_stderr() => {
+            return Err(anyhow!("{}", error.to_string().trim_start_matches("error: ").trim_end()));
+        }
         Err(help) => return print(&help.to_string()),
     };
     if line.command.lab().name != crate::labdir::DEFAULT_NAME {

@@ -52,7 +52,15 @@ impl World {
         let log = component::node_directory(worker).join(format!("{daemon}.log"));
         let id = DaemonId::new(worker, &daemon);
         let environment = Vec::new();
-        self.supervisor.run(DaemonSpec { id: id.clone(), program, arguments, environment, netns, log: log.clone(), restart })?;
+        self.supervisor.run(DaemonSpec {
+            id: id.clone(),
+            program,
+            arguments,
+            environment,
+            netns,
+            log: log.clone(),
+            restart,
+        })?;
         Ok((id, log))
     }
 

@@ -26,7 +26,13 @@ impl World {
     }
 
     /// Makes the container of a pod.
-    pub(super) fn make_container(&self, cluster: &Cluster, node: &Node, name: &str, pod: PodId) -> anyhow::Result<Ipv4Addr> {
+    pub(super) fn make_container(
+        &self,
+        cluster: &Cluster,
+        node: &Node,
+        name: &str,
+        pod: PodId,
+    ) -> anyhow::Result<Ipv4Addr> {
         let name = container_name(name).map_err(|message| anyhow!(message))?;
         let id = (cluster.name.clone(), name.clone());
         let netns = cluster.name.container_netns(&name);
@@ -80,7 +86,9 @@ impl World {
         let worker = node.name.as_str();
         let running = self.container(worker, name)?;
         // A command is named `c1-7`; the container `c1-7` may be there too, and its commands are `c1-7-8`.
-        let is_its = |daemon: &str| daemon.rsplit_once('-').is_some_and(|(of, number)| of == name && number.parse::<u32>().is_ok());
+        let is_its = |daemon: &str| {
+            daemon.rsplit_once('-').is_some_and(|(of, number)| of == name && number.parse::<u32>().is_ok())
+        };
         self.supervisor.stop_where(|id| id.node == worker && is_its(&id.daemon));
         self.plugins_of(node)?.del(&self.processes, node, &running.netns)?;
         NetNs::delete(&running.netns)?;

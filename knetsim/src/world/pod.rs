@@ -113,7 +113,8 @@ fn commands(pod: &Pod) -> Vec<Command> {
             vec![Command { words, port: None }]
         }
         _ => {
-            let tcp = container.ports.iter().flatten().filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
+            let tcp =
+                container.ports.iter().flatten().filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
             let mut ports: Vec<u16> = tcp.filter_map(|port| u16::try_from(port.container_port).ok()).collect();
             if container.ports.as_ref().is_none_or(Vec::is_empty) {
                 ports.push(DEFAULT_PORT);
@@ -135,7 +136,9 @@ mod tests {
     use super::*;
 
     fn lines(containers: &Value) -> Vec<String> {
-        let pod: Pod = serde_json::from_value(json!({ "metadata": { "name": "web-1" }, "spec": { "containers": containers } })).unwrap();
+        let pod: Pod =
+            serde_json::from_value(json!({ "metadata": { "name": "web-1" }, "spec": { "containers": containers } }))
+                .unwrap();
         commands(&pod).into_iter().map(|command| command.words.join(" ")).collect()
     }
 
@@ -148,7 +151,8 @@ mod tests {
 
     #[test]
     fn a_command_is_run_as_it_stands_there() {
-        let containers = json!([{ "name": "a", "command": ["sleep"], "args": ["infinity"] }, { "name": "b", "command": ["cat"] }]);
+        let containers =
+            json!([{ "name": "a", "command": ["sleep"], "args": ["infinity"] }, { "name": "b", "command": ["cat"] }]);
         assert_eq!(lines(&containers), ["sleep infinity", "cat"]);
     }
 
