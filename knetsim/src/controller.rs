@@ -16,7 +16,7 @@
 //! A controller never asks what happened, only what there is: *level-triggered*. An event says where to look and nothing else;
 //! so one that is missed, doubled or late does no harm, and after a restart everything is looked at once.
 //!
-//! Our own writes are taken into [`Objects`] at once, without waiting for the watch to bring them: or a Deployment that is looked
+//! Our own writes are taken into `Objects` at once, without waiting for the watch to bring them: or a Deployment that is looked
 //! at twice in a row would make its pods twice. kube-controller-manager keeps *expectations* for that.
 //!
 //! In Kubernetes each controller is a loop of its own in kube-controller-manager, and the scheduler a program of its own.

@@ -202,13 +202,13 @@ impl ObjectCommand {
 
 /// Carries out a command in a cluster.
 #[must_use]
-pub fn carry_out(cluster: &Cluster, prepared: Prepared<'_>) -> Done {
+pub fn carry_out(cluster: &Cluster, prepared: &Prepared<'_>) -> Done {
     let mut done = Done::default();
     done.error = try_carry_out(cluster, prepared, &mut done.said).err();
     done
 }
 
-fn try_carry_out(cluster: &Cluster, prepared: Prepared<'_>, said: &mut String) -> anyhow::Result<()> {
+fn try_carry_out(cluster: &Cluster, prepared: &Prepared<'_>, said: &mut String) -> anyhow::Result<()> {
     let client = Client::new(cluster)?;
     let scope = prepared.command.scope();
     match prepared.command {
@@ -240,8 +240,8 @@ fn try_carry_out(cluster: &Cluster, prepared: Prepared<'_>, said: &mut String) -
                 bail!("{kind} has no number of pods; a Deployment has");
             }
             let path = format!("{}/scale", kind.path(Some(scope.namespace()), Some(&args.object)));
-            let patch = json!({ "spec": { "replicas": args.replicas } });
-            client.ask(Method::PATCH, &path, JSON, Some((MERGE_PATCH, &patch)))?.success()?;
+            let wanted = json!({ "spec": { "replicas": args.replicas } });
+            client.ask(Method::PATCH, &path, JSON, Some((MERGE_PATCH, &wanted)))?.success()?;
             said.push_str(&format!("{} scaled\n", title(kind, &args.object)));
             Ok(())
         }
@@ -300,8 +300,8 @@ fn apply(client: &Client, scope: &Scope, document: &Document, said: &mut String)
             let before = current["metadata"]["annotations"][LAST_APPLIED]
                 .as_str()
                 .and_then(|text| serde_json::from_str(text).ok());
-            let patch = three_way(&before.unwrap_or(Value::Null), &wanted, &current);
-            let answer = client.ask(Method::PATCH, &path, JSON, Some((MERGE_PATCH, &patch)))?;
+            let change = three_way(&before.unwrap_or(Value::Null), &wanted, &current);
+            let answer = client.ask(Method::PATCH, &path, JSON, Some((MERGE_PATCH, &change)))?;
             let same = answer.body["metadata"]["resourceVersion"] == current["metadata"]["resourceVersion"];
             (answer, if same { "unchanged" } else { "configured" })
         }

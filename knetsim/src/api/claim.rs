@@ -1,4 +1,4 @@
-//! What a Service holds that no other may have: its address, its NodePorts, its health-check port.
+//! What a Service holds that no other may have: its address, its node ports, its health-check port.
 //!
 //! Each is a key in etcd. A Service is created in one transaction that also creates these keys, on the condition that none is
 //! there: so nothing is ever given out twice, whoever else is writing at the same moment.
@@ -236,7 +236,7 @@ mod tests {
     use super::*;
     use crate::api::defaults;
 
-    fn allocated(spec: Value, taken: &mut Taken) -> Value {
+    fn allocated(spec: &Value, taken: &mut Taken) -> Value {
         let mut service = json!({ "spec": spec });
         defaults::fill(Kind::Service, &mut service);
         allocate(&mut service, "100.64.0.0/16".parse().unwrap(), taken).unwrap();
@@ -249,18 +249,19 @@ mod tests {
         let mut taken = Taken::default();
         taken.add(&json!({ "spec": { "clusterIP": "100.64.0.1" } }));
         let first = allocated(
-            json!({ "type": "NodePort", "ports": [{ "port": 80 }, { "name": "b", "port": 81 }] }),
+            &json!({ "type": "NodePort", "ports": [{ "port": 80 }, { "name": "b", "port": 81 }] }),
             &mut taken,
         );
         assert_eq!(first["clusterIP"], "100.64.0.2");
         assert_eq!((&first["ports"][0]["nodePort"], &first["ports"][1]["nodePort"]), (&json!(30_000), &json!(30_001)));
-        let second = allocated(json!({ "type": "NodePort", "ports": [{ "port": 53, "protocol": "UDP" }] }), &mut taken);
+        let second =
+            allocated(&json!({ "type": "NodePort", "ports": [{ "port": 53, "protocol": "UDP" }] }), &mut taken);
         assert_eq!((&second["clusterIP"], &second["ports"][0]["nodePort"]), (&json!("100.64.0.3"), &json!(30_000)));
     }
 
     #[test]
     fn headless_services_get_nothing() {
-        let service = allocated(json!({ "clusterIP": "None", "ports": [{ "port": 80 }] }), &mut Taken::default());
+        let service = allocated(&json!({ "clusterIP": "None", "ports": [{ "port": 80 }] }), &mut Taken::default());
         assert_eq!(service["clusterIPs"], json!(["None"]));
         assert!(of(&json!({ "spec": service })).is_empty());
     }

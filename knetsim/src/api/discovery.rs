@@ -94,7 +94,7 @@ fn resource(kind: Kind) -> Value {
     entry
 }
 
-/// The OpenAPI document (version 2), as protobuf: kubectl checks manifests against it before it sends them.
+/// The `OpenAPI` document (version 2), as protobuf: kubectl checks manifests against it before it sends them.
 ///
 /// It describes no type. kubectl lets pass what the document does not know, and the server checks every field by itself, more
 /// strictly: see [`super::schema`]. In the protobuf encoding, field 1 is `swagger`, field 2 `info` with `title` and `version`, field

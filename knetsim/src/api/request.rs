@@ -80,6 +80,7 @@ pub fn target(path: &str) -> Result<Target, Failure> {
 }
 
 /// The options of a list or a watch.
+#[expect(clippy::struct_excessive_bools, reason = "they are the flags of the query, each by its own name")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// Whether changes are wanted too.

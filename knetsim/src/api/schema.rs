@@ -1,6 +1,6 @@
 //! Whether an object has the fields of its kind and no others.
 //!
-//! The types of `k8s-openapi` are generated from Kubernetes' own OpenAPI document, so they know every field and its type. They
+//! The types of `k8s-openapi` are generated from Kubernetes' own `OpenAPI` document, so they know every field and its type. They
 //! ignore what they do not know; so an object is read into its type and written again, and a field that did not survive is
 //! one that Kubernetes does not have.
 

@@ -375,10 +375,8 @@ async fn events(method: &Method, request: Request<Incoming>) -> Result<Response<
 
 /// The fields that a kind does not have, as warnings; or a refusal, if the client wants it so.
 fn check_fields(kind: Kind, object: &Value, options: &Options) -> Result<Vec<String>, Failure> {
-    let unknown = match schema::check(kind, object) {
-        Ok(unknown) => unknown,
-        Err(_) => return Ok(Vec::new()), // what is wrong with it is said when it is prepared
-    };
+    // A field of the wrong type is told when the object is prepared.
+    let unknown = schema::check(kind, object).unwrap_or_default();
     let said: Vec<String> = unknown.iter().map(|field| format!("unknown field \"{field}\"")).collect();
     match options.field_validation {
         FieldValidation::Ignore => Ok(Vec::new()),

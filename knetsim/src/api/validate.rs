@@ -47,7 +47,7 @@ pub fn is_dns_label(text: &str) -> bool {
 }
 
 fn is_dns_subdomain(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(|label| is_dns_label(label))
+    text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 
 fn name(kind: Kind, object: &Value, causes: &mut Vec<Cause>) {
@@ -66,8 +66,7 @@ fn name(kind: Kind, object: &Value, causes: &mut Vec<Cause>) {
             format!("{name:?} is longer than {MAX_POD_NAME} characters; the lab names files after it"),
         )),
         // Workers bear the lab's names, C0w1, which are no names of Kubernetes.
-        Kind::Node => {}
-        Kind::Service | Kind::Namespace => {}
+        Kind::Node | Kind::Service | Kind::Namespace => {}
         Kind::Pod | Kind::Deployment | Kind::EndpointSlice | Kind::ServiceCidr | Kind::IpAddress => {
             if !is_dns_subdomain(name) {
                 causes.push(Cause::new(
@@ -157,7 +156,7 @@ fn service(object: &Value, ranges: Ranges, causes: &mut Vec<Cause>) {
         causes.push(Cause::new(field, format!("{seconds} must be 1 to 86400 (a day)")));
     }
     for (index, range) in items(spec, "loadBalancerSourceRanges").iter().enumerate() {
-        if !range.as_str().is_some_and(|range| range.trim().parse::<ipnet::IpNet>().is_ok()) {
+        if range.as_str().is_none_or(|range| range.trim().parse::<ipnet::IpNet>().is_err()) {
             causes.push(Cause::new(
                 format!("spec.loadBalancerSourceRanges[{index}]"),
                 format!("{range} is no network like 10.0.0.0/8"),
@@ -165,7 +164,7 @@ fn service(object: &Value, ranges: Ranges, causes: &mut Vec<Cause>) {
         }
     }
     for (index, address) in items(spec, "externalIPs").iter().enumerate() {
-        if !address.as_str().is_some_and(|address| address.parse::<IpAddr>().is_ok()) {
+        if address.as_str().is_none_or(|address| address.parse::<IpAddr>().is_err()) {
             causes.push(Cause::new(format!("spec.externalIPs[{index}]"), format!("{address} is no IP address")));
         }
     }
@@ -331,7 +330,7 @@ mod tests {
         validate(kind, &object, ranges).into_iter().map(|cause| cause.field).collect()
     }
 
-    fn service(spec: Value) -> Vec<String> {
+    fn service(spec: &Value) -> Vec<String> {
         fields(Kind::Service, json!({ "metadata": { "name": "web" }, "spec": spec }))
     }
 
@@ -343,7 +342,7 @@ mod tests {
             json!({ "type": "ExternalName", "externalName": "example.org" }),
             json!({ "type": "NodePort", "ports": [{ "name": "a", "port": 80, "nodePort": 30_080 }, { "name": "b", "port": 80, "protocol": "UDP", "targetPort": "dns" }] }),
         ] {
-            assert_eq!(service(spec.clone()), Vec::<String>::new(), "{spec}");
+            assert_eq!(service(&spec), Vec::<String>::new(), "{spec}");
         }
     }
 
@@ -361,7 +360,7 @@ mod tests {
             (json!({ "ports": [{ "port": 80 }], "type": "Loadbalancer" }), "spec.type"),
         ];
         for (spec, field) in table {
-            assert!(service(spec.clone()).contains(&field.to_owned()), "{spec}: {:?}", service(spec.clone()));
+            assert!(service(&spec).contains(&field.to_owned()), "{spec}: {:?}", service(&spec));
         }
     }
 

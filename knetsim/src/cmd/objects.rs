@@ -55,7 +55,7 @@ fn inside(command: &ObjectCommand) -> anyhow::Result<ExitCode> {
         Some(name) => lab.cluster(name).ok_or_else(|| anyhow!("there is no cluster {name}"))?,
         None => lab.clusters.first().context("the lab has no cluster")?,
     };
-    let done = objects::carry_out(cluster, command.prepare()?);
+    let done = objects::carry_out(cluster, &command.prepare()?);
     print(&done.said)?;
     done.error.map_or(Ok(ExitCode::SUCCESS), Err)
 }

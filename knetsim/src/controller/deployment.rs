@@ -4,7 +4,7 @@
 //! before it takes old ones away, so that never fewer than `replicas - maxUnavailable` are ready and never more than `replicas +
 //! maxSurge` are there. Each step follows from what there is, so an update that was interrupted goes on where it stood.
 //!
-//! Kubernetes puts a ReplicaSet for each template between the Deployment and its pods, and can go back to an earlier one.
+//! Kubernetes puts a `ReplicaSet` for each template between the Deployment and its pods, and can go back to an earlier one.
 //!
 //! Source: Kubernetes `pkg/controller/deployment/rolling.go`, `recreate.go`, `sync.go`; `util/deployment_util.go` for rounding.
 

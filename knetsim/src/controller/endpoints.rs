@@ -230,10 +230,10 @@ mod tests {
 
     use super::*;
 
-    fn service(spec: Value) -> Service {
+    fn service(spec: &Value) -> Service {
         let mut whole =
             json!({ "selector": { "app": "web" }, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] });
-        crate::api::patch::merge(&mut whole, &spec);
+        crate::api::patch::merge(&mut whole, spec);
         serde_json::from_value(json!({ "metadata": { "name": "web", "namespace": "shop", "uid": "u" }, "spec": whole }))
             .unwrap()
     }
@@ -283,7 +283,7 @@ mod tests {
         let mut leaving = pod(2, "True");
         leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2026-11-21T12:00:00Z")).unwrap();
         let slices =
-            applied(Vec::new(), plan_for(&service(json!({})), &[pod(0, "True"), pod(1, "False"), leaving], &[]));
+            applied(Vec::new(), plan_for(&service(&json!({})), &[pod(0, "True"), pod(1, "False"), leaving], &[]));
         assert_eq!(slices.len(), 1);
         assert_eq!(conditions(&slices[0]), [(true, true, false), (false, false, false), (false, true, true)]);
         assert_eq!(slices[0].ports.as_ref().unwrap()[0].port, Some(8080));
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_second_run_plans_nothing() {
-        let service = service(json!({}));
+        let service = service(&json!({}));
         for count in [0, 1, 100, 250] {
             let pods: Vec<Pod> = (0..count).map(|number| pod(number, "True")).collect();
             let slices = applied(Vec::new(), plan_for(&service, &pods, &[]));
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn one_pod_that_goes_changes_one_slice_and_the_next_takes_its_place() {
-        let service = service(json!({}));
+        let service = service(&json!({}));
         let mut pods: Vec<Pod> = (0..250).map(|number| pod(number, "True")).collect();
         let slices = applied(Vec::new(), plan_for(&service, &pods, &[]));
         pods.remove(120);
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_last_slice_stays_empty_and_further_ones_go() {
-        let service = service(json!({}));
+        let service = service(&json!({}));
         let pods: Vec<Pod> = (0..150).map(|number| pod(number, "True")).collect();
         let slices = applied(Vec::new(), plan_for(&service, &pods, &[]));
         let slices = applied(slices.clone(), plan_for(&service, &[], &slices));
@@ -330,7 +330,7 @@ mod tests {
     fn pods_with_other_numbers_for_a_named_port_are_in_slices_of_their_own() {
         let mut other = pod(1, "True");
         other.spec.as_mut().unwrap().containers[0].ports.as_mut().unwrap()[0].container_port = 9090;
-        let slices = applied(Vec::new(), plan_for(&service(json!({})), &[pod(0, "True"), other], &[]));
+        let slices = applied(Vec::new(), plan_for(&service(&json!({})), &[pod(0, "True"), other], &[]));
         let mut ports: Vec<_> = slices.iter().map(|slice| slice.ports.as_ref().unwrap()[0].port).collect();
         ports.sort_unstable();
         assert_eq!(ports, [Some(8080), Some(9090)]);
@@ -338,9 +338,9 @@ mod tests {
 
     #[test]
     fn addresses_are_published_before_they_are_ready_only_on_request() {
-        let publishing = service(json!({ "publishNotReadyAddresses": true }));
+        let publishing = service(&json!({ "publishNotReadyAddresses": true }));
         let slices = applied(Vec::new(), plan_for(&publishing, &[pod(0, "False")], &[]));
         assert_eq!(conditions(&slices[0]), [(true, false, false)]);
-        assert!(!is_followed(&service(json!({ "selector": null }))));
+        assert!(!is_followed(&service(&json!({ "selector": null }))));
     }
 }

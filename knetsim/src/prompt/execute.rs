@@ -159,7 +159,7 @@ fn on_objects(world: &World, words: &[String]) -> anyhow::Result<()> {
         Some(name) => world.lab.cluster(name).with_context(|| format!("there is no cluster {name}"))?,
         None => world.lab.clusters.first().context("the lab has no cluster")?,
     };
-    let done = objects::carry_out(cluster, line.command.prepare()?);
+    let done = objects::carry_out(cluster, &line.command.prepare()?);
     print(&done.said)?;
     done.error.map_or(Ok(()), Err)
 }
