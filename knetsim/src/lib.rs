@@ -15,6 +15,7 @@
 //!                   │                  ├─ topology: bridges, nodes, cables           topology.rs
 //!                   └──────────────────┤
 //!                                      ├─ etcd ×4, flannel ×6, kproxy ×6             component/*.rs, supervisor.rs
+//!                                      ├─ Kubernetes API ×2, controllers, kubelets   api.rs, controller.rs, kubelet.rs
 //!                                      ├─ containers, by CNI ADD                     world.rs, component/cni.rs
 //!                                      ├─ services, as objects in etcd               object.rs, store.rs
 //!                                      ├─ ingress, interconnect                      component/*.rs, certificate.rs
@@ -25,6 +26,19 @@
 //! Every arrow to a daemon is a command line and a file; every arrow back is a probe. The lab never asks which
 //! implementation it started: a real flanneld and flannel-rs get the same arguments, and may stand side by side on the workers
 //! of one cluster ([`impls::WorkerImpls`]).
+//!
+//! # One manifest
+//!
+//! ```text
+//!  knetsim apply -f web.yaml ──▶ API server ──▶ etcd                    manifest.rs, objects.rs, api.rs
+//!                                                 │ every change is seen by whoever watches
+//!         Deployment ──▶ pods, each on a worker ◀─┤ controllers            controller.rs
+//!         pod ──▶ namespace, CNI ADD, web server ◀┤ kubelets               kubelet.rs, world/pod.rs
+//!         Service + pods ──▶ EndpointSlices     ◀─┤ controllers            controller/endpoints.rs
+//!         Services, EndpointSlices ──▶ nftables ◀─┘ kproxy-rs, kube-proxy
+//! ```
+//!
+//! Nobody in this picture calls anybody else. kubectl may stand in the place of `knetsim apply`.
 //!
 //! # Why nothing stays behind
 //!
@@ -41,7 +55,8 @@
 //!
 //! # Reading order
 //!
-//! [`lab`], [`topology`], [`sandbox`], [`process`], [`supervisor`], [`component`], [`boot`], [`world`], [`prompt`].
+//! [`lab`], [`topology`], [`sandbox`], [`process`], [`supervisor`], [`component`], [`boot`], [`world`], [`prompt`]; then
+//! [`api`], [`controller`], [`kubelet`], [`objects`].
 //!
 //! # What the original does that this leaves out
 //!
