@@ -39,6 +39,7 @@ pub mod defaults;
 pub mod discovery;
 pub mod failure;
 pub mod kind;
+pub mod metrics;
 pub mod patch;
 pub mod prepare;
 pub mod registry;

@@ -42,8 +42,10 @@ use crate::api::{
     registry::{Part, Precondition, Registry},
 };
 
-/// The pause after etcd was away, or an object could not be written.
+/// The pause after etcd was away.
 const PAUSE: Duration = Duration::from_millis(200);
+/// The pause before an object that could not be brought in order is looked at again, if nothing else happens.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs all controllers until `shutdown`.
 pub async fn run(registry: Registry, shutdown: impl Future<Output = ()>) {
@@ -77,7 +79,7 @@ async fn follow(registry: &Registry) -> Result<std::convert::Infallible, Failure
         let failed = reconcile_all(registry, &mut objects).await;
         let response = tokio::select! {
             response = watch.message() => response.map_err(|error| Failure::Unavailable(error.to_string()))?,
-            () = tokio::time::sleep(PAUSE), if failed => continue,
+            () = tokio::time::sleep(RETRY_PAUSE), if failed => continue,
         };
         let response = response.ok_or_else(|| Failure::Unavailable("the watch was closed".to_owned()))?;
         if response.canceled() {

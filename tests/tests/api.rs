@@ -29,6 +29,9 @@ fn a_watch_begins_with_what_is_there_and_says_when_that_is_over() -> anyhow::Res
     assert_eq!(types(&events), ["ADDED", "ADDED", "BOOKMARK"]);
     assert_eq!(events[2]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
 
+    let metrics = lab.type_line(&format!("C0e1 curl -s {API}/metrics"))?;
+    assert!(metrics.contains("apiserver_request_total{verb=\"GET\",code=\"200\"}"), "{metrics}");
+
     // What happened between a list and a watch from its revision on is seen by the watch.
     let list: Value =
         serde_json::from_str(&lab.type_line(&format!("C0e1 curl -s '{API}/api/v1/services?labelSelector=a%3Db'"))?)?;

@@ -21,6 +21,7 @@ use super::{
     discovery,
     failure::Failure,
     kind::Kind,
+    metrics::Metrics,
     patch, prepare,
     registry::{Part, Precondition, Registry},
     request::{self, FieldValidation, Objects, Options, Target},
@@ -34,6 +35,7 @@ const MAX_BODY_BYTES: usize = 3 << 19;
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
+const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Clients ask for it with a `@` before `v1.0`, which is no MIME type; kube-apiserver answers with this.
 const OPENAPI: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
@@ -45,6 +47,7 @@ type Lines = std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Byte
 struct Server {
     registry: Registry,
     address: SocketAddr,
+    metrics: Metrics,
 }
 
 /// Serves the API until `shutdown`; watches are cut then, and their clients come back to whoever serves next.
@@ -55,7 +58,7 @@ struct Server {
 pub async fn serve(address: SocketAddr, registry: Registry, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
     info!(%address, "serving the Kubernetes API");
-    let server = Arc::new(Server { registry, address });
+    let server = Arc::new(Server { registry, address, metrics: Metrics::default() });
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
@@ -86,15 +89,14 @@ pub async fn serve(address: SocketAddr, registry: Registry, shutdown: impl Futur
 
 impl Server {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let what = format!("{} {}", request.method(), request.uri());
-        match self.carry_out(request).await {
-            Ok(response) => response,
-            Err(failure) => {
-                tracing::debug!(%what, %failure, "refused");
-                let code = StatusCode::from_u16(failure.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                json_response(code, &failure.status())
-            }
-        }
+        let (verb, uri) = (request.method().clone(), request.uri().clone());
+        let response = self.carry_out(request).await.unwrap_or_else(|failure| {
+            tracing::debug!(%verb, %uri, %failure, "refused");
+            let code = StatusCode::from_u16(failure.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            json_response(code, &failure.status())
+        });
+        self.metrics.count(verb.as_str(), response.status().as_u16());
+        response
     }
 
     async fn carry_out(&self, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
@@ -132,6 +134,7 @@ impl Server {
                 self.registry.get(Kind::Namespace, "", "default").await?;
                 Ok(response(StatusCode::OK, "text/plain", Bytes::from_static(b"ok")))
             }
+            ["metrics"] => Ok(response(StatusCode::OK, METRICS, self.metrics.render().into())),
             ["openapi", "v2"] => Ok(response(StatusCode::OK, OPENAPI, discovery::openapi().into())),
             _ => match discovery::answer(words, &self.address.to_string()) {
                 Some(answer) => Ok(json_response(StatusCode::OK, &answer)),
@@ -194,7 +197,11 @@ impl Server {
     fn watch(&self, window: Window) -> Response<Body> {
         let (lines, received) = mpsc::channel(watch::QUEUE);
         // The task ends with the connection: its queue is closed then.
-        tokio::spawn(watch::follow(self.registry.clone(), window, lines));
+        let (registry, open) = (self.registry.clone(), self.metrics.open_watch());
+        tokio::spawn(async move {
+            watch::follow(registry, window, lines).await;
+            drop(open);
+        });
         let stream = futures_util::stream::unfold(received, |mut received| async move {
             received.recv().await.map(|line| (Ok(Frame::data(line)), received))
         });

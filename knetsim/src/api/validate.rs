@@ -16,6 +16,8 @@ pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 const MAX_ENDPOINTS: usize = 1000;
 /// The longest name of a pod: its container is known by it, in the names of files too.
 const MAX_POD_NAME: usize = 100;
+/// The longest name of a Deployment: that of its pods is 15 longer, `-` and a hash of 8, `-` and 5 letters.
+const MAX_DEPLOYMENT_NAME: usize = MAX_POD_NAME - 15;
 
 /// What the lab's addresses are.
 #[derive(Debug, Clone, Copy)]
@@ -61,10 +63,8 @@ fn name(kind: Kind, object: &Value, causes: &mut Vec<Cause>) {
         Kind::Namespace if !is_dns_label(name) => {
             causes.push(Cause::new(FIELD, format!("{name:?} must be 1 to 63 lower-case letters, digits or '-' (RFC 1123)")));
         }
-        Kind::Pod | Kind::Deployment if name.len() > MAX_POD_NAME => causes.push(Cause::new(
-            FIELD,
-            format!("{name:?} is longer than {MAX_POD_NAME} characters; the lab names files after it"),
-        )),
+        Kind::Pod if name.len() > MAX_POD_NAME => causes.push(too_long(name, MAX_POD_NAME)),
+        Kind::Deployment if name.len() > MAX_DEPLOYMENT_NAME => causes.push(too_long(name, MAX_DEPLOYMENT_NAME)),
         // Workers bear the lab's names, C0w1, which are no names of Kubernetes.
         Kind::Node | Kind::Service | Kind::Namespace => {}
         Kind::Pod | Kind::Deployment | Kind::EndpointSlice | Kind::ServiceCidr | Kind::IpAddress => {
@@ -76,6 +76,10 @@ fn name(kind: Kind, object: &Value, causes: &mut Vec<Cause>) {
             }
         }
     }
+}
+
+fn too_long(name: &str, most: usize) -> Cause {
+    Cause::new("metadata.name", format!("{name:?} is longer than {most} characters; the lab names files after it"))
 }
 
 fn items<'a>(object: &'a Value, name: &str) -> &'a [Value] {

@@ -56,6 +56,13 @@ impl World {
     pub fn start_pod(&self, cluster: &Cluster, worker: &Node, pod: &Pod) -> anyhow::Result<Ipv4Addr> {
         let id = PodId::of(pod);
         let container = id.container();
+        let known = self.containers_of(cluster);
+        // It was started before, and only etcd was not told.
+        if let Some((_, running)) = known.iter().find(|(_, running)| running.pod == id)
+            && let Some(address) = running.address
+        {
+            return Ok(address);
+        }
         let address = self.make_container(cluster, worker, &container, id)?;
         let started = self.start_commands(worker, &container, pod);
         if started.is_err() {
