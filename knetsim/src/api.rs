@@ -27,7 +27,7 @@
 //!
 //! Users, rights and TLS (the API listens in the lab's own namespaces only); admission plug-ins; more than one version of a kind; the
 //! watch cache; server-side apply, JSON patches and dry runs; `limit` and `continue` of lists (a list is always whole); kinds beyond the
-//! eight of [`kind`]; `ReplicaSet`s (a Deployment owns its pods itself); IPv6 service ranges. Events are written to the log and not kept.
+//! nine of [`kind`]; `ReplicaSet`s (a Deployment owns its pods itself); IPv6 service ranges. Events are written to the log and not kept.
 //! Objects are JSON in etcd, where Kubernetes writes protobuf.
 //!
 //! # Reading order

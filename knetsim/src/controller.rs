@@ -28,7 +28,11 @@ pub mod pods;
 
 use std::{future::Future, time::Duration};
 
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Endpoints, Service},
+    discovery::v1::EndpointSlice,
+};
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
@@ -100,7 +104,7 @@ async fn reconcile_all(registry: &Registry, objects: &mut Objects) -> bool {
             Kind::Deployment => deployment(registry, objects, &reference).await,
             Kind::Pod => pod(registry, objects, &reference).await,
             Kind::Namespace => namespace(registry, objects, &reference).await,
-            Kind::Node | Kind::EndpointSlice | Kind::ServiceCidr | Kind::IpAddress => Ok(()),
+            Kind::Node | Kind::EndpointSlice | Kind::Endpoints | Kind::ServiceCidr | Kind::IpAddress => Ok(()),
         };
         match result {
             // Gone, or changed by somebody else: the watch will tell, and then it is looked at again.
@@ -119,7 +123,11 @@ async fn reconcile_all(registry: &Registry, objects: &mut Objects) -> bool {
 /// Brings the EndpointSlices of a Service up to date.
 async fn service(registry: &Registry, objects: &mut Objects, reference: &Reference) -> Result<(), Failure> {
     let existing: Vec<EndpointSlice> = objects.slices_of(reference).into_iter().filter(endpoints::is_ours).collect();
+    let older = Reference::new(Kind::Endpoints, &reference.namespace, &reference.name);
     let Some(service) = objects.typed::<Service>(reference) else {
+        if objects.get(&older).is_some() {
+            remove(registry, objects, &older).await?;
+        }
         for name in existing.into_iter().filter_map(|slice| slice.metadata.name) {
             remove(registry, objects, &Reference::new(Kind::EndpointSlice, &reference.namespace, &name)).await?;
         }
@@ -129,6 +137,7 @@ async fn service(registry: &Registry, objects: &mut Objects, reference: &Referen
         return Ok(());
     }
     let pods = objects.selected_by(&service);
+    keep_endpoints(registry, objects, &older, &endpoints::older_form(&service, &pods)).await?;
     for change in endpoints::plan(&service, &pods.iter().collect::<Vec<_>>(), &existing) {
         match change {
             Change::Create(slice) => {
@@ -150,6 +159,24 @@ async fn service(registry: &Registry, objects: &mut Objects, reference: &Referen
             }
         }
     }
+    Ok(())
+}
+
+/// Keeps the Endpoints object of a Service.
+async fn keep_endpoints(
+    registry: &Registry,
+    objects: &mut Objects,
+    reference: &Reference,
+    wanted: &Endpoints,
+) -> Result<(), Failure> {
+    let Reference { kind, namespace, name } = reference;
+    let object = value(wanted)?;
+    let written = match objects.typed::<Endpoints>(reference) {
+        Some(known) if known.subsets == wanted.subsets => return Ok(()),
+        Some(_) => registry.update(*kind, namespace, name, Part::Spec, |_| Ok(object.clone())).await?,
+        None => registry.create(*kind, namespace, object).await?,
+    };
+    objects.put(*kind, written);
     Ok(())
 }
 

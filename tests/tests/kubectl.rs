@@ -187,6 +187,8 @@ fn kubectl_lists_applies_watches_scales_and_deletes() -> anyhow::Result<()> {
     let has_address = |line: &str| line.split_whitespace().eq(["IP:", &address]);
     assert!(described.lines().any(has_address), "{described}");
 
+    lab.until(&format!("{kubectl} get endpoints web"), PATIENCE, |table| table.matches(":8080").count() == 2)?;
+
     let said = lab.type_line(&format!("{kubectl} delete -f {}", example("deployment")))?;
     assert!(said.contains("service \"web\" deleted"), "{said}");
     lab.until(&format!("{kubectl} get pods -l app=web"), PATIENCE, |pods| !pods.contains("web-"))?;

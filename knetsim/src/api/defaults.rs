@@ -25,7 +25,7 @@ pub fn fill(kind: Kind, object: &mut Value) {
         Kind::Pod => pod_spec(field(object, "spec")),
         Kind::Deployment => deployment(object),
         Kind::Namespace => set(field(object, "status"), "phase", "Active"),
-        Kind::Node | Kind::ServiceCidr | Kind::IpAddress => {}
+        Kind::Node | Kind::Endpoints | Kind::ServiceCidr | Kind::IpAddress => {}
     }
 }
 

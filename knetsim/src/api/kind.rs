@@ -20,6 +20,8 @@ pub enum Kind {
     Service,
     /// Where the pods behind a service are.
     EndpointSlice,
+    /// The same in the older form, one object a Service, for people and programs that look there.
+    Endpoints,
     /// From which range service addresses come.
     ServiceCidr,
     /// Which service has which address.
@@ -27,13 +29,14 @@ pub enum Kind {
 }
 
 /// All kinds, in the order in which they are listed.
-pub const KINDS: [Kind; 8] = [
+pub const KINDS: [Kind; 9] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
     Kind::Deployment,
     Kind::Service,
     Kind::EndpointSlice,
+    Kind::Endpoints,
     Kind::ServiceCidr,
     Kind::IpAddress,
 ];
@@ -124,6 +127,16 @@ impl Kind {
                 storage: "endpointslices",
                 subresources: &[],
             },
+            Kind::Endpoints => &Description {
+                kind: "Endpoints",
+                group: "",
+                plural: "endpoints",
+                singular: "endpoints",
+                short: &["ep"],
+                namespaced: true,
+                storage: "services/endpoints",
+                subresources: &[],
+            },
             Kind::ServiceCidr => &Description {
                 kind: "ServiceCIDR",
                 group: "networking.k8s.io",
@@ -156,10 +169,10 @@ impl Kind {
         }
     }
 
-    /// Whether clients may write it; the others are written by the API server itself.
+    /// Whether clients may write it; the others are written by the API server and its controllers alone.
     #[must_use]
     pub const fn is_writable(self) -> bool {
-        !matches!(self, Kind::ServiceCidr | Kind::IpAddress)
+        !matches!(self, Kind::Endpoints | Kind::ServiceCidr | Kind::IpAddress)
     }
 
     /// The kind with this name on the command line: `pod`, `pods`, `po`, `Pod`, `deployments.apps`.

@@ -106,7 +106,7 @@ pub fn for_create(kind: Kind, namespace: &str, mut object: Value, ranges: Ranges
             }
             metadata["labels"]["kubernetes.io/metadata.name"] = name;
         }
-        Kind::Service | Kind::Node | Kind::ServiceCidr | Kind::IpAddress => {}
+        Kind::Service | Kind::Node | Kind::Endpoints | Kind::ServiceCidr | Kind::IpAddress => {}
     }
     finish(kind, None, &mut object, ranges)?;
     Ok(object)
@@ -227,8 +227,13 @@ fn unchangeable(kind: Kind, old: &Value, new: &Value) -> Vec<Cause> {
                 ));
             }
         }
-        Kind::Namespace | Kind::Node | Kind::Deployment | Kind::EndpointSlice | Kind::ServiceCidr | Kind::IpAddress => {
-        }
+        Kind::Namespace
+        | Kind::Node
+        | Kind::Deployment
+        | Kind::EndpointSlice
+        | Kind::Endpoints
+        | Kind::ServiceCidr
+        | Kind::IpAddress => {}
     }
     causes
 }

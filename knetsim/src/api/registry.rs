@@ -285,6 +285,7 @@ impl Registry {
             | Kind::Deployment
             | Kind::Service
             | Kind::EndpointSlice
+            | Kind::Endpoints
             | Kind::ServiceCidr
             | Kind::IpAddress => false,
         };

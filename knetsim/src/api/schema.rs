@@ -7,7 +7,7 @@
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{Namespace, Node, Pod, Service},
+        core::v1::{Endpoints, Namespace, Node, Pod, Service},
         discovery::v1::EndpointSlice,
         networking::v1::{IPAddress, ServiceCIDR},
     },
@@ -30,6 +30,7 @@ pub fn check(kind: Kind, object: &Value) -> Result<Vec<String>, Cause> {
         Kind::Deployment => unknown_fields::<Deployment>(object),
         Kind::Service => unknown_fields::<Service>(object),
         Kind::EndpointSlice => unknown_fields::<EndpointSlice>(object),
+        Kind::Endpoints => unknown_fields::<Endpoints>(object),
         Kind::ServiceCidr => unknown_fields::<ServiceCIDR>(object),
         Kind::IpAddress => unknown_fields::<IPAddress>(object),
     }

@@ -55,6 +55,7 @@ fn columns(kind: Kind) -> &'static [Column] {
         Kind::EndpointSlice => {
             &[("Name", false), ("AddressType", false), ("Ports", false), ("Endpoints", false), ("Age", false)]
         }
+        Kind::Endpoints => &[("Name", false), ("Endpoints", false), ("Age", false)],
         Kind::ServiceCidr => &[("Name", false), ("CIDRs", false), ("Age", false)],
         Kind::IpAddress => &[("Name", false), ("ParentRef", false), ("Age", false)],
     }
@@ -169,6 +170,7 @@ fn cells(kind: Kind, object: &Value, now: jiff::Timestamp) -> Vec<String> {
             let addresses: Vec<String> = addresses.map(text).collect();
             vec![name, text(&object["addressType"]), or_unset(&few(&ports)), or_unset(&few(&addresses)), age]
         }
+        Kind::Endpoints => vec![name, or_none(few(&sockets(&object["subsets"]))), age],
         Kind::ServiceCidr => vec![name, list(&spec["cidrs"]).iter().map(text).collect::<Vec<_>>().join(","), age],
         Kind::IpAddress => {
             let parent = &spec["parentRef"];
@@ -176,6 +178,22 @@ fn cells(kind: Kind, object: &Value, now: jiff::Timestamp) -> Vec<String> {
             vec![name, parent, age]
         }
     }
+}
+
+/// Every address of an Endpoints object with every port: `11.10.0.2:8080`.
+fn sockets(subsets: &Value) -> Vec<String> {
+    let mut sockets = Vec::new();
+    for subset in list(subsets) {
+        for address in list(&subset["addresses"]) {
+            let ip = text(&address["ip"]);
+            let ports = list(&subset["ports"]).iter().map(|port| format!("{ip}:{}", text(&port["port"])));
+            sockets.extend(ports);
+            if list(&subset["ports"]).is_empty() {
+                sockets.push(ip);
+            }
+        }
+    }
+    sockets
 }
 
 /// The first three of a list, and how many more there are.

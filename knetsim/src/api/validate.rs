@@ -36,7 +36,7 @@ pub fn validate(kind: Kind, object: &Value, ranges: Ranges) -> Vec<Cause> {
         Kind::EndpointSlice => slice(object, &mut causes),
         Kind::Pod => pod_spec("spec", &object["spec"], &mut causes),
         Kind::Deployment => deployment(object, &mut causes),
-        Kind::Namespace | Kind::Node | Kind::ServiceCidr | Kind::IpAddress => {}
+        Kind::Namespace | Kind::Node | Kind::Endpoints | Kind::ServiceCidr | Kind::IpAddress => {}
     }
     causes
 }
@@ -66,7 +66,7 @@ fn name(kind: Kind, object: &Value, causes: &mut Vec<Cause>) {
         Kind::Pod if name.len() > MAX_POD_NAME => causes.push(too_long(name, MAX_POD_NAME)),
         Kind::Deployment if name.len() > MAX_DEPLOYMENT_NAME => causes.push(too_long(name, MAX_DEPLOYMENT_NAME)),
         // Workers bear the lab's names, C0w1, which are no names of Kubernetes.
-        Kind::Node | Kind::Service | Kind::Namespace => {}
+        Kind::Node | Kind::Service | Kind::Endpoints | Kind::Namespace => {}
         Kind::Pod | Kind::Deployment | Kind::EndpointSlice | Kind::ServiceCidr | Kind::IpAddress => {
             if !is_dns_subdomain(name) {
                 causes.push(Cause::new(

@@ -10,7 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::{
-        core::v1::{ObjectReference, Pod, Service, ServicePort},
+        core::{
+            self,
+            v1::{EndpointAddress, EndpointSubset, Endpoints, ObjectReference, Pod, Service, ServicePort},
+        },
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::{
@@ -105,6 +108,41 @@ pub fn plan(service: &Service, pods: &[&Pod], existing: &[EndpointSlice]) -> Vec
         keep_one(service, existing, &mut changes);
     }
     changes
+}
+
+/// The same as an Endpoints object: the form before `EndpointSlice`, which `kubectl get endpoints` and old programs read. The
+/// service proxies do not.
+#[must_use]
+pub fn older_form(service: &Service, pods: &[Pod]) -> Endpoints {
+    let mut subsets: BTreeMap<Ports, (Vec<EndpointAddress>, Vec<EndpointAddress>)> = BTreeMap::new();
+    for pod in pods {
+        let Some((ip, endpoint)) = endpoint(service, pod) else { continue };
+        let is_ready = endpoint.conditions.and_then(|conditions| conditions.ready).unwrap_or(false);
+        let (ready, waiting) = subsets.entry(ports(service, pod)).or_default();
+        let address =
+            EndpointAddress { ip, node_name: endpoint.node_name, target_ref: endpoint.target_ref, hostname: None };
+        if is_ready { ready.push(address) } else { waiting.push(address) }
+    }
+    let some = |addresses: Vec<EndpointAddress>| (!addresses.is_empty()).then_some(addresses);
+    let subset = |(ports, (ready, waiting)): (Ports, (Vec<EndpointAddress>, Vec<EndpointAddress>))| {
+        let named = |name: String| (!name.is_empty()).then_some(name);
+        let ports = ports.into_iter().map(|(name, protocol, port)| core::v1::EndpointPort {
+            name: named(name),
+            protocol: Some(protocol),
+            port,
+            app_protocol: None,
+        });
+        EndpointSubset { addresses: some(ready), not_ready_addresses: some(waiting), ports: Some(ports.collect()) }
+    };
+    Endpoints {
+        metadata: ObjectMeta {
+            name: service.metadata.name.clone(),
+            namespace: service.metadata.namespace.clone(),
+            labels: service.metadata.labels.clone(),
+            ..ObjectMeta::default()
+        },
+        subsets: Some(subsets.into_iter().map(subset).collect()),
+    }
 }
 
 /// A Service without endpoints has one slice, an empty one, so that everybody sees that somebody has looked.
@@ -334,6 +372,16 @@ mod tests {
         let mut ports: Vec<_> = slices.iter().map(|slice| slice.ports.as_ref().unwrap()[0].port).collect();
         ports.sort_unstable();
         assert_eq!(ports, [Some(8080), Some(9090)]);
+    }
+
+    #[test]
+    fn the_older_form_says_the_same() {
+        let endpoints = older_form(&service(&json!({})), &[pod(0, "True"), pod(1, "False")]);
+        let subsets = endpoints.subsets.unwrap();
+        assert_eq!(subsets.len(), 1);
+        assert_eq!(subsets[0].addresses.as_ref().unwrap()[0].ip, "11.10.0.2");
+        assert_eq!(subsets[0].not_ready_addresses.as_ref().unwrap()[0].ip, "11.10.0.3");
+        assert_eq!(subsets[0].ports.as_ref().unwrap()[0].port, 8080);
     }
 
     #[test]

@@ -120,6 +120,8 @@ impl Objects {
                 let waits = |pod: &Value| pod["spec"]["nodeName"].as_str().is_none_or(str::is_empty);
                 self.of_kind(Kind::Pod, None).filter(|(_, pod)| waits(pod)).map(|(pod, _)| pod.clone()).collect()
             }
+            // Somebody may have removed it.
+            Kind::Endpoints => vec![Reference::new(Kind::Service, namespace, name)],
             Kind::ServiceCidr | Kind::IpAddress => Vec::new(),
         };
         if !namespace.is_empty() {
