@@ -165,14 +165,23 @@ impl Netlink {
     pub fn link(&mut self, name: &IfName) -> Result<Option<Link>> {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::IfName(name.to_string()));
-        let answer = match self.socket.request(&RouteNetlinkMessage::GetLink(request), 0) {
-            Err(Errno::ENODEV) => return Ok(None),
-            other => other.map_err(|errno| listing("ip link show", errno))?,
-        };
-        let Some(message) = answer.into_iter().find_map(new_link) else { return Ok(None) };
+        let Some(message) = self.link_message(request)? else { return Ok(None) };
         // A link that points at others bears their numbers; their names are asked for only then.
-        let names = if decode::refers(&message) { Names::of(&self.link_messages()?) } else { Names::default() };
-        decode::link(&message, &names).map(Some)
+        let mut others = Vec::new();
+        for index in decode::referred(&message) {
+            let mut request = LinkMessage::default();
+            request.header.index = index;
+            others.extend(self.link_message(request)?);
+        }
+        decode::link(&message, &Names::of(&others)).map(Some)
+    }
+
+    fn link_message(&mut self, request: LinkMessage) -> Result<Option<LinkMessage>> {
+        match self.socket.request(&RouteNetlinkMessage::GetLink(request), 0) {
+            Ok(answer) => Ok(answer.into_iter().find_map(new_link)),
+            Err(Errno::ENODEV) => Ok(None),
+            Err(errno) => Err(listing("ip link show", errno)),
+        }
     }
 
     /// All addresses of the namespace, IPv4 and IPv6.
@@ -182,11 +191,26 @@ impl Netlink {
     /// When the kernel refuses, or what it says cannot be read.
     pub fn addresses(&mut self) -> Result<Vec<Address>> {
         let names = self.names()?;
+        self.addresses_by(&names)
+    }
+
+    /// The addresses of one link, IPv4 and IPv6.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such link, the kernel refuses, or what it says cannot be read.
+    pub fn addresses_of(&mut self, dev: &IfName) -> Result<Vec<Address>> {
+        let names = Names::one(self.index(dev)?, dev);
+        self.addresses_by(&names)
+    }
+
+    /// The addresses of the links that have a name here.
+    fn addresses_by(&mut self, names: &Names) -> Result<Vec<Address>> {
         let messages = self.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), "ip addr show")?;
         let mut addresses: Vec<Address> = messages
             .iter()
             .filter_map(|message| match message {
-                RouteNetlinkMessage::NewAddress(message) => decode::address(message, &names),
+                RouteNetlinkMessage::NewAddress(message) => decode::address(message, names),
                 _ => None,
             })
             .collect();

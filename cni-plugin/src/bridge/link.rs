@@ -202,7 +202,7 @@ pub fn configure_gateway(host: &mut Netlink, config: &Config, wanted: &[IpNet]) 
         return Ok(config.bridge.clone());
     }
     let gateway = if config.vlans.native == 0 { config.bridge.clone() } else { vlan_interface(host, config)? };
-    let present: Vec<_> = host.addresses()?.into_iter().filter(|a| a.dev == gateway).map(|a| a.address).collect();
+    let present: Vec<_> = host.addresses_of(&gateway)?.into_iter().map(|a| a.address).collect();
     for address in wanted {
         let BridgeAddress::Add { instead_of } = plan::bridge_address(config, *address, &present)? else {
             continue;

@@ -32,6 +32,10 @@ impl Names {
         Self(messages.iter().filter_map(|message| Some((message.header.index, name(message)?))).collect())
     }
 
+    pub(super) fn one(index: u32, name: &IfName) -> Self {
+        Self([(index, name.clone())].into())
+    }
+
     pub(super) fn get(&self, index: u32) -> Option<IfName> {
         self.0.get(&index).cloned()
     }
@@ -49,15 +53,32 @@ fn name(message: &LinkMessage) -> Option<IfName> {
     })
 }
 
-/// Whether the message bears the number of another link whose name is wanted.
-pub(super) fn refers(message: &LinkMessage) -> bool {
-    message.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::Controller(_) => true,
-        LinkAttribute::LinkInfo(infos) => {
-            infos.iter().any(|info| matches!(info, LinkInfo::Data(InfoData::Vxlan(_) | InfoData::MacVlan(_))))
+/// The numbers of other links in the message whose names are wanted.
+pub(super) fn referred(message: &LinkMessage) -> Vec<u32> {
+    let mut indexes = Vec::new();
+    let mut lower = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Controller(index) => indexes.push(*index),
+            LinkAttribute::Link(index) => lower = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Data(InfoData::Vxlan(data)) => {
+                            indexes.extend(data.iter().filter_map(|attribute| match attribute {
+                                InfoVxlan::Link(index) => Some(*index),
+                                _ => None,
+                            }));
+                        }
+                        LinkInfo::Data(InfoData::MacVlan(_)) => indexes.extend(lower),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
         }
-        _ => false,
-    })
+    }
+    indexes
 }
 
 pub(super) fn link(message: &LinkMessage, names: &Names) -> Result<Link> {

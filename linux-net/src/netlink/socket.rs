@@ -26,6 +26,8 @@ use crate::error::{Error, Result};
 
 /// Room for many answers: what does not fit is lost.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
+/// The longest datagram. The kernel puts as much of a dump into one as the receiver has shown that it can take.
+const DATAGRAM_BYTES: usize = 64 << 10;
 /// How often a dump that changed while it was read is begun again.
 const DUMP_TRIES: u32 = 10;
 
@@ -152,8 +154,13 @@ impl Socket {
     /// Waits for the next datagram and reads its messages.
     pub(super) fn receive(&self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
         let datagram = loop {
-            match self.socket.recv_from_full() {
-                Ok((datagram, _)) => break datagram,
+            let mut datagram = Vec::with_capacity(DATAGRAM_BYTES);
+            match self.socket.recv(&mut datagram, libc::MSG_TRUNC) {
+                Ok(length) if length > datagram.len() => {
+                    let reason = format!("it has {length} bytes, more than {DATAGRAM_BYTES}");
+                    return Err(Error::Malformed { what: "a netlink datagram", reason });
+                }
+                Ok(_) => break datagram,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {} // by a signal
                 Err(error) => return Err(Error::system("receive from the kernel", error)),
             }
