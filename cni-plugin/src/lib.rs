@@ -112,15 +112,38 @@
 //! the result with the interfaces it made; flannel passes it on; the runtime keeps it in `/var/lib/cni/results`
 //! ([`runtime::cache`]), because CHECK and DEL hand it back to the plugins as `prevResult`.
 //!
+//! # The plugins behind it in a list
+//!
+//! A list may name more plugins; each gets the result of the one before it as `prevResult`, changes what it is there
+//! for, and passes the result on. DEL goes through the list backwards.
+//!
+//! | plugin | what it does for an attachment |
+//! |---|---|
+//! | [`portmap`] | a port of the node leads to a port of the pod: elements in a map of nftables |
+//! | [`firewall`] | a node that forwards nothing forwards for this pod |
+//! | [`tuning`] | parameters of the kernel, MAC, MTU, multicast of the pod's interface |
+//! | [`bandwidth`] | token buckets for both directions |
+//! | [`ptp`] | instead of bridge: a cable to the node, and a route for each pod |
+//! | [`static_ipam`] | instead of host-local: the addresses that the configuration says |
+//!
+//! # What stays when somebody dies
+//!
+//! A plugin is a process, and may be killed between any two steps. So whatever an ADD leaves in the kernel bears the
+//! *mark* of its attachment ([`attachment`]): network, container and interface, as the alias of a cable and as the
+//! comment of a map's element. DEL and GC look for marks, not for what an ADD meant to do; they need neither the pod's
+//! namespace nor a result. Files appear whole or not at all ([`mod@file`]). `tests/crash.rs` kills ADD, DEL and GC at every
+//! call that changes something.
+//!
 //! # What differs from the Go plugins
 //!
 //! Ours can stand in the place of any of theirs, in mixed chains and on shared directories. Better: the pod's `lo` is
 //! brought up by bridge (the simulator this laboratory descends from had it down); flannel's CHECK checks; a failed ADD
-//! leaves nothing; masquerading is nftables without a chain for every pod; host-local looks an owner up in an index
-//! instead of reading every reservation ([`host_local::index`]). Different: the state file of flannel is keyed by
-//! interface too, so that a container may have two; the Go flannel plugin does not find it on a DEL, ours finds
-//! theirs. Absent: the plugins portmap, firewall, tuning, bandwidth, ptp, static; VLANs and the MAC spoof check of
-//! bridge.
+//! leaves nothing; masquerading, host ports and the firewall are nftables without a chain for every pod; host-local
+//! looks an owner up in an index instead of reading every reservation ([`host_local::index`]). Different: the state file
+//! of flannel is keyed by interface too, so that a container may have two; the Go flannel plugin does not find it on a
+//! DEL, ours finds theirs. Two pods that want one host port: the second is refused, and told who has it. Refused by
+//! name: firewalld, and the fields of portmap that are words of iptables for a chain of one container. Absent: the
+//! plugins dhcp, host-device, ipvlan, macvlan, sbr, vlan, vrf.
 //!
 //! # Source
 //!
@@ -130,8 +153,8 @@
 //! # Reading order
 //!
 //! The protocol ([`mod@env`], [`conf`], [`result`], [`error`], [`version`]), the frame of a plugin ([`plugin`],
-//! [`delegate`]), the plugins from the inside out ([`host_local`], [`bridge`], [`flannel`], [`loopback`]), and the other
-//! side ([`runtime`], [`cnitool`]).
+//! [`delegate`]), the plugins from the inside out ([`host_local`], [`bridge`], [`flannel`], [`loopback`]), those behind
+//! them ([`portmap`] first), and the other side ([`runtime`], [`cnitool`]).
 
 pub mod conf;
 pub mod env;

@@ -4,7 +4,11 @@
 //! them. Some parameters belong to the first namespace only, and a write to them in another one may be ignored
 //! without an error; so [`set`] reads back what it wrote.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs::{self, File},
+    io::{Read as _, Seek as _, Write as _},
+    path::PathBuf,
+};
 
 use crate::error::{Error, Result};
 
@@ -36,8 +40,15 @@ pub fn get(key: &str) -> Result<String> {
 /// permission error, and [`Error::SysctlNotTaken`] when the kernel ignored the write.
 pub fn set(key: &str, value: &str) -> Result<()> {
     let path = path_of(key)?;
-    fs::write(&path, value).map_err(|source| Error::File { action: "write", path, source })?;
-    let found = get(key)?;
+    let mut found = String::new();
+    let mut replace = || {
+        let mut file = File::options().read(true).write(true).open(&path)?;
+        file.write_all(value.as_bytes())?;
+        file.rewind()?;
+        file.read_to_string(&mut found).map(drop)
+    };
+    replace().map_err(|source| Error::File { action: "write", path, source })?;
+    let found = found.trim_end().to_owned();
     // A parameter of several numbers reads back with tabs between them.
     if found.split_whitespace().eq(value.split_whitespace()) {
         return Ok(());
