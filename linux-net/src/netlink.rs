@@ -139,9 +139,9 @@ impl Netlink {
             if indexes.contains_key(name) {
                 continue;
             }
-            let link =
-                self.link(name)?.ok_or_else(|| refused(op, Errno::ENODEV, Some(format!("there is no link {name}"))))?;
-            indexes.insert(name.clone(), link.index);
+            let index = self.index_if_there(name)?;
+            let index = index.ok_or_else(|| refused(op, Errno::ENODEV, Some(format!("there is no link {name}"))))?;
+            indexes.insert(name.clone(), index);
         }
         Ok(())
     }
@@ -171,6 +171,7 @@ impl Netlink {
         for index in decode::referred(&message) {
             let mut request = LinkMessage::default();
             request.header.index = index;
+            request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
             others.extend(self.link_message(request)?);
         }
         decode::link(&message, &Names::of(&others)).map(Some)
@@ -356,8 +357,15 @@ impl Netlink {
     }
 
     fn index(&mut self, dev: &IfName) -> Result<Index> {
-        let link = self.link(dev)?;
-        link.map(|link| link.index).ok_or_else(|| listing(&format!("ip link show {dev}"), Errno::ENODEV))
+        self.index_if_there(dev)?.ok_or_else(|| listing(&format!("ip link show {dev}"), Errno::ENODEV))
+    }
+
+    /// The number of the link of this name; cheaper than all of it.
+    fn index_if_there(&mut self, dev: &IfName) -> Result<Option<Index>> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::IfName(dev.to_string()));
+        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        Ok(self.link_message(request)?.map(|message| message.header.index))
     }
 
     fn names(&mut self) -> Result<Names> {

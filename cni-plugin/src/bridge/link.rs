@@ -100,11 +100,14 @@ impl Cable {
         if !result.ips.is_empty() {
             pod::prepare(&self.netns, pod_end, result, config.enable_dad)?;
         }
-        apply(&mut self.pod, &pod::address_ops(pod_end, result))?;
+        let mut ops = pod::address_ops(pod_end, result);
         if pod::has_ipv6(result) {
+            apply(&mut self.pod, &ops)?;
             pod::wait_for_addresses(&self.netns, pod_end)?;
+            ops.clear();
         }
-        apply(&mut self.pod, &pod::route_ops("bridge", pod_end, result)?)
+        ops.extend(pod::route_ops("bridge", pod_end, result)?);
+        apply(&mut self.pod, &ops)
     }
 
     /// Waits until the port works, and completes `result` with the interfaces: bridge, host end, pod end, and the one that bears the gateway's address
