@@ -5,6 +5,7 @@
 //!                              etcd, kproxy-rs       p1 .1   p2 .2   p3 .3
 //! ```
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
 #![expect(clippy::unwrap_used, reason = "a test ends where its laboratory fails, with the line")]
 
 use std::io::{Read, Write};
@@ -17,7 +18,7 @@ use linux_net::{IfName, NetNs, Netlink, Op, sysctl};
 use serde_json::{Value, json};
 
 /// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// What is refused is refused at once; what is dropped would take much longer.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
 /// Where etcd listens, in the worker.
