@@ -37,8 +37,9 @@ use crate::watch::watch_subnets;
 const EVENT_QUEUE: usize = 16;
 /// Changes in the kernel come in bursts; they are answered together, and soon enough for a device to be back within a second.
 const KERNEL_QUIET: Duration = Duration::from_millis(20);
-/// Passes that keep finding something to change, as when two programs are at odds over one route, come ever more seldom, up to this.
-const LONGEST_QUIET: Duration = Duration::from_secs(1);
+/// Passes that keep finding something to change, as when two programs are at odds over one route, come ever more seldom, up to this; still
+/// soon enough for a repair within a second.
+const LONGEST_QUIET: Duration = Duration::from_millis(500);
 /// The longest that giving the lease back may delay the end.
 const RELEASE_LIMIT: Duration = Duration::from_millis(1500);
 
@@ -86,7 +87,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             }
             () = agent.kernel.changed(&agent.overlays) => {
                 // Repairs far apart are no quarrel with another program.
-                if last_repair.elapsed() > LONGEST_QUIET * 2 {
+                if last_repair.elapsed() > LONGEST_QUIET * 4 {
                     quiet = KERNEL_QUIET;
                 }
                 due = due.or(Some(Instant::now() + quiet));
