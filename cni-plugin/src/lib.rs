@@ -131,8 +131,8 @@
 //! A plugin is a process, and may be killed between any two steps. So whatever an ADD leaves in the kernel bears the
 //! *mark* of its attachment ([`attachment`]): network, container and interface, as the alias of a cable and as the
 //! comment of a map's element. DEL and GC look for marks, not for what an ADD meant to do; they need neither the pod's
-//! namespace nor a result. Files appear whole or not at all ([`mod@file`]). `tests/crash.rs` kills ADD, DEL and GC at every
-//! call that changes something.
+//! namespace nor a result. Files appear whole or not at all ([`mod@file`]). `tests/crash.rs` kills ADD and DEL at every
+//! call that changes something, and lets DEL or GC clean up.
 //!
 //! # What differs from the Go plugins
 //!
