@@ -17,8 +17,9 @@ use crate::{
     api::{failure::Cause, kind::Kind},
     cli::LabArgs,
     client::{Answer, Client},
-    lab::Cluster,
+    lab::{Cluster, Lab},
     manifest::{self, Document},
+    prompt::execute::print,
     yaml,
 };
 
@@ -140,21 +141,6 @@ pub struct ScaleArgs {
     pub replicas: u32,
 }
 
-/// A command whose files have been read.
-pub struct Prepared<'a> {
-    command: &'a ObjectCommand,
-    documents: Vec<Document>,
-}
-
-/// What came of a command.
-#[derive(Debug, Default)]
-pub struct Done {
-    /// What it says, also when it failed half way.
-    pub said: String,
-    /// Why it failed.
-    pub error: Option<anyhow::Error>,
-}
-
 impl ObjectCommand {
     fn scope(&self) -> &Scope {
         match self {
@@ -171,18 +157,8 @@ impl ObjectCommand {
         &self.scope().lab
     }
 
-    /// The cluster that it names.
-    #[must_use]
-    pub fn cluster(&self) -> Option<&str> {
-        self.scope().cluster.as_deref()
-    }
-
     /// Reads its files and checks every object in them.
-    ///
-    /// # Errors
-    ///
-    /// When a file cannot be read or is no manifest.
-    pub fn prepare(&self) -> anyhow::Result<Prepared<'_>> {
+    fn documents(&self) -> anyhow::Result<Vec<Document>> {
         let files = match self {
             ObjectCommand::Apply(args) => &args.filename[..],
             ObjectCommand::Delete(args) => &args.filename,
@@ -196,24 +172,38 @@ impl ObjectCommand {
             };
             documents.extend(manifest::read(file, &text)?);
         }
-        Ok(Prepared { command: self, documents })
+        Ok(documents)
     }
 }
 
-/// Carries out a command in a cluster.
-#[must_use]
-pub fn carry_out(cluster: &Cluster, prepared: &Prepared<'_>) -> Done {
-    let mut done = Done::default();
-    done.error = try_carry_out(cluster, prepared, &mut done.said).err();
-    done
+/// Carries out a command in the cluster that it names, and prints what it says.
+///
+/// # Errors
+///
+/// When there is no such cluster, a file cannot be read or is no manifest, or the API refuses something.
+pub fn run(lab: &Lab, command: &ObjectCommand) -> anyhow::Result<()> {
+    let cluster = match &command.scope().cluster {
+        Some(name) => lab.cluster(name).with_context(|| format!("there is no cluster {name}"))?,
+        None => lab.clusters.first().context("the lab has no cluster")?,
+    };
+    let documents = command.documents()?;
+    let mut said = String::new();
+    let result = carry_out(cluster, command, &documents, &mut said);
+    print(&said)?; // also when it failed half way
+    result
 }
 
-fn try_carry_out(cluster: &Cluster, prepared: &Prepared<'_>, said: &mut String) -> anyhow::Result<()> {
+fn carry_out(
+    cluster: &Cluster,
+    command: &ObjectCommand,
+    documents: &[Document],
+    said: &mut String,
+) -> anyhow::Result<()> {
     let client = Client::new(cluster)?;
-    let scope = prepared.command.scope();
-    match prepared.command {
+    let scope = command.scope();
+    match command {
         ObjectCommand::Apply(_) => {
-            for document in &prepared.documents {
+            for document in documents {
                 let what = apply(&client, scope, document, said)?;
                 said.push_str(&format!("{} {what}\n", title(document.kind, document.name())));
             }
@@ -229,7 +219,7 @@ fn try_carry_out(cluster: &Cluster, prepared: &Prepared<'_>, said: &mut String) 
                 return delete(&client, kind, scope.namespace(), name, said);
             }
             // What came last depends on what came first.
-            prepared.documents.iter().rev().try_for_each(|document| {
+            documents.iter().rev().try_for_each(|document| {
                 let namespace = namespace_of(scope, document)?;
                 delete(&client, document.kind, &namespace, document.name(), said)
             })

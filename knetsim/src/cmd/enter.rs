@@ -2,9 +2,8 @@
 //! daemon takes part in it.
 
 use std::{
-    os::unix::process::ExitStatusExt,
     path::PathBuf,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, ExitStatus},
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -18,6 +17,7 @@ use crate::{
     cli::{ExecArgs, ShellArgs},
     control::{self, Request},
     labdir::LabDir,
+    process::shell_code,
     prompt::line::did_you_mean,
     sandbox,
     status::Status,
@@ -105,15 +105,21 @@ fn find_container(status: &Status, node: &str, name: &str) -> Option<String> {
     found.map(|container| container.netns.clone())
 }
 
-/// Moves this process into the lab and gives a command that starts in the place. Its own arguments are program and
-/// arguments of what shall run.
-fn enter(pid: i32, place: &Place) -> anyhow::Result<Command> {
+/// Moves this process into the lab through its process 1; it stays in the directory in which it is, if the lab has that too, else it
+/// is in /.
+pub(super) fn enter_lab(pid: i32) -> anyhow::Result<()> {
     let here = std::env::current_dir();
     namespaces::enter(Pid::from_raw(pid)).with_context(|| format!("enter the lab through its process {pid}"))?;
     if let Ok(here) = here {
-        // The lab may not have the directory; then the command starts in /.
-        let _ = std::env::set_current_dir(here);
+        let _ = std::env::set_current_dir(here); // the lab may not have it
     }
+    Ok(())
+}
+
+/// Moves this process into the lab and gives a command that starts in the place. Its own arguments are program and
+/// arguments of what shall run.
+fn enter(pid: i32, place: &Place) -> anyhow::Result<Command> {
+    enter_lab(pid)?;
     let path = sandbox::path_variable()?;
     let env = std::env::split_paths(&path).map(|directory| directory.join("env")).find(|env| env.exists());
     // env(1) looks the program up on the lab's PATH, not on the PATH of this terminal.
@@ -132,8 +138,12 @@ fn wait(command: &mut Command) -> anyhow::Result<ExitCode> {
     signals.add(Signal::SIGQUIT);
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)?;
     let status = command.unblock_signals().status().context("start the command")?;
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+    Ok(exit_code(status))
+}
+
+/// The exit status of a command as that of this process.
+pub(super) fn exit_code(status: ExitStatus) -> ExitCode {
+    ExitCode::from(u8::try_from(shell_code(status)).unwrap_or(1))
 }
 
 #[cfg(test)]

@@ -155,13 +155,7 @@ fn on_objects(world: &World, words: &[String]) -> anyhow::Result<()> {
     if line.command.lab().name != crate::labdir::DEFAULT_NAME {
         anyhow::bail!("the lab is this one; leave out --name");
     }
-    let cluster = match line.command.cluster() {
-        Some(name) => world.lab.cluster(name).with_context(|| format!("there is no cluster {name}"))?,
-        None => world.lab.clusters.first().context("the lab has no cluster")?,
-    };
-    let done = objects::carry_out(cluster, &line.command.prepare()?);
-    print(&done.said)?;
-    done.error.map_or(Ok(()), Err)
+    objects::run(&world.lab, &line.command)
 }
 
 fn failed(error: &anyhow::Error) -> Outcome {
