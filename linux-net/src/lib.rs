@@ -63,14 +63,15 @@
 //! The programs in `examples/` do one thing each, and any user can run them. Where to begin reading: [`netns`], [`netlink::Op`],
 //! `netlink/encode.rs`, then [`nft`].
 //!
-//! What is left out: multipath routes (read back without their next routers), traffic control, VLANs, and of nftables all that the components do not
-//! need (anonymous sets, named counters, limits, logs, `queue`). Rules are read back by name and comment only, since the kernel keeps
-//! programs, not text.
+//! What is left out: multipath routes (read back without their next routers), of traffic control all but token buckets and redirection, and of
+//! nftables all that the components do not need (anonymous sets, named counters, limits, logs, `queue`). Of rules, the chain, the comment, the
+//! constants and the target of a jump are read back; the kernel keeps programs, not text.
 //!
 //! Sources: RFC 3549; RFC 7348; man 7 `netlink`, `rtnetlink`, `namespaces`; iproute2; nftables and libnftnl; Linux `include/uapi/linux/`.
 
 pub mod conntrack;
 pub mod error;
+pub mod ip;
 pub mod name;
 pub mod netlink;
 pub mod netns;

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Verdict;
 use crate::name::{IfName, MacAddr};
@@ -50,6 +50,17 @@ impl From<IpAddr> for Value {
         match address {
             IpAddr::V4(address) => Self::Ipv4(address),
             IpAddr::V6(address) => Self::Ipv6(address),
+        }
+    }
+}
+
+/// The host bits go. A network of one address is that address, which is also how the kernel gives it back.
+impl From<IpNet> for Value {
+    fn from(network: IpNet) -> Self {
+        match network.trunc() {
+            network if network.prefix_len() == network.max_prefix_len() => network.addr().into(),
+            IpNet::V4(network) => Self::Ipv4Net(network),
+            IpNet::V6(network) => Self::Ipv6Net(network),
         }
     }
 }

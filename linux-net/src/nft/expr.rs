@@ -1,6 +1,7 @@
 //! Expressions: where a value of a rule comes from.
 
 use super::Value;
+use crate::ip;
 
 /// Where a value comes from: the packet, its connection, a table of the kernel, a number generator, a map.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +96,26 @@ pub enum Field {
     EtherSaddr,
     /// `ether daddr`
     EtherDaddr,
+}
+
+impl Field {
+    /// `ip saddr` or `ip6 saddr`.
+    #[must_use]
+    pub const fn source(family: ip::Family) -> Self {
+        match family {
+            ip::Family::V4 => Self::IpSaddr,
+            ip::Family::V6 => Self::Ip6Saddr,
+        }
+    }
+
+    /// `ip daddr` or `ip6 daddr`.
+    #[must_use]
+    pub const fn destination(family: ip::Family) -> Self {
+        match family {
+            ip::Family::V4 => Self::IpDaddr,
+            ip::Family::V6 => Self::Ip6Daddr,
+        }
+    }
 }
 
 /// Something about a packet that is not in it.

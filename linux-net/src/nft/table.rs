@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Expr, Statement};
-use crate::name::IfName;
+use crate::{ip, name::IfName};
 
 /// A table: a name for chains, sets and maps that belong together, in one family.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +35,15 @@ pub enum Family {
     Bridge,
     /// All frames of one device.
     Netdev,
+}
+
+impl From<ip::Family> for Family {
+    fn from(family: ip::Family) -> Self {
+        match family {
+            ip::Family::V4 => Self::Ip,
+            ip::Family::V6 => Self::Ip6,
+        }
+    }
 }
 
 /// A list of rules.
@@ -279,4 +288,15 @@ pub enum Type {
     CtStatus,
     /// `fib_addrtype`, 4 bytes.
     FibAddrtype,
+}
+
+impl Type {
+    /// `ipv4_addr` or `ipv6_addr`.
+    #[must_use]
+    pub const fn address(family: ip::Family) -> Self {
+        match family {
+            ip::Family::V4 => Self::Ipv4Addr,
+            ip::Family::V6 => Self::Ipv6Addr,
+        }
+    }
 }
