@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use kproxy_rs::apply::Kernel;
 use kproxy_rs::config::LocalClients;
 use kproxy_rs::diff::Layouts;
-use kproxy_rs::family::Family;
 use kproxy_rs::node::Node;
 use kproxy_rs::objects::{Event, Key, Objects};
 use kproxy_rs::plan::Planner;
 use kproxy_rs::service::ServiceName;
 use kproxy_rs::table::Layout;
+use linux_net::ip::Family;
 use serde_json::json;
 
 /// How often one more Service is added, and removed again.
@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<()> {
     let start = Instant::now();
     objects.handle_event(Event::Listed((0..count).flat_map(service).collect()));
     let read = start.elapsed();
-    plan(&mut objects, &mut planner);
+    planner.update_changed(&mut objects);
     let until_commit = start.elapsed();
     planner.take_change();
     kernel.replace(planner.entries())?;
@@ -47,23 +47,17 @@ fn main() -> anyhow::Result<()> {
             objects.handle_event(event);
         }
         let start = Instant::now();
-        plan(&mut objects, &mut planner);
+        planner.update_changed(&mut objects);
         kernel.change(&planner.take_change())?;
         total += start.elapsed();
         for (key, _) in service(count) {
             objects.handle_event(Event::Deleted(key));
         }
-        plan(&mut objects, &mut planner);
+        planner.update_changed(&mut objects);
         kernel.change(&planner.take_change())?;
     }
     writeln!(out, "one more: plan and commit {:.1?}", total / ROUNDS)?;
     Ok(())
-}
-
-fn plan(objects: &mut Objects, planner: &mut Planner) {
-    for name in objects.take_dirty() {
-        planner.update(&name, objects.service(&name), objects.slices(&name));
-    }
 }
 
 /// Service number `n` and its slice.

@@ -8,8 +8,8 @@ use linux_net::IfName;
 
 use crate::diff::Layouts;
 use crate::error::Error;
-use crate::family::Family;
 use crate::table::Layout;
+use linux_net::ip::Family;
 
 /// Programs this worker's nftables so that the ClusterIPs of Services lead to their endpoints.
 ///

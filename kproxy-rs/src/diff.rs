@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use linux_net::nft::{Batch, Element, Op, Set};
 
 use crate::entry::Entry;
-use crate::family::{FAMILIES, Family};
 use crate::table::{Layout, element};
+use linux_net::ip::{FAMILIES, Family};
 
 /// The layouts of both families.
 #[derive(Debug, Clone)]

@@ -13,9 +13,9 @@ use k8s_openapi::api::discovery::v1 as api;
 
 use crate::entry::Target;
 use crate::error::ObjectError;
-use crate::family::Family;
 use crate::node::Node;
-use crate::service::{Protocol, ServiceName, ServicePort, TrafficPolicy, Weights};
+use crate::service::{Protocol, ServiceName, ServicePort, TrafficPolicy, Weights, port_number};
+use linux_net::ip::Family;
 
 /// The label that names a slice's Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -168,11 +168,11 @@ impl SlicePort {
     /// A port without a number stands for "all ports", which a ClusterIP cannot express; such a one is left out.
     fn from_object(port: &api::EndpointPort) -> Result<Option<Self>, ObjectError> {
         let Some(number) = port.port else { return Ok(None) };
-        let checked = u16::try_from(number).ok().and_then(NonZeroU16::new);
-        let checked =
-            checked.ok_or_else(|| ObjectError::field("ports.port", format!("{number} is not within 1 to 65535")))?;
-        let protocol = Protocol::parse(port.protocol.as_deref(), "ports.protocol")?;
-        Ok(Some(Self { name: port.name.clone().unwrap_or_default(), protocol, port: checked }))
+        Ok(Some(Self {
+            name: port.name.clone().unwrap_or_default(),
+            protocol: Protocol::parse(port.protocol.as_deref(), "ports.protocol")?,
+            port: port_number(number, "ports.port")?,
+        }))
     }
 }
 

@@ -9,9 +9,9 @@ use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
-use crate::family::Family;
 use crate::service::Protocol;
 use crate::tag::{Id, Spread, Tag};
+use linux_net::ip::Family;
 
 /// An address and a port of an endpoint, in less room than a [`SocketAddr`] takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -19,12 +19,10 @@ use std::num::NonZeroU16;
 use linux_net::conntrack::{self, Filter};
 
 use crate::entry::{Entry, Target};
-use crate::family::Family;
 use crate::service::Protocol;
 use crate::tag::Id;
 
-/// UDP's number in the IP header.
-const UDP: u8 = 17;
+const UDP: u8 = Protocol::Udp.number();
 
 /// Where UDP clients send to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,12 +138,4 @@ pub fn contradictions<'a>(
         (!targets.contains(&target)).then(|| front.translated(target))
     });
     contradicted.collect()
-}
-
-impl Memory {
-    /// Whose table it is in.
-    #[must_use]
-    pub fn family(&self) -> Family {
-        Family::of(self.target.address)
-    }
 }

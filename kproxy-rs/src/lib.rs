@@ -145,8 +145,6 @@
 //! Source: Kubernetes `pkg/proxy/nftables` and KEP-3866 for what a Service promises; Linux
 //! `net/netfilter/nf_tables_api.c` for what a batch is.
 
-pub mod family;
-
 pub mod node;
 
 pub mod service;

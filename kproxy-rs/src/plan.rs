@@ -17,13 +17,14 @@ use tracing::warn;
 use crate::diff::Change;
 use crate::endpoint::{Candidates, Choice, Slice, candidates_for_any, candidates_for_port};
 use crate::entry::{Entry, Target};
-use crate::family::Family;
 use crate::flow::{Flows, UdpFront};
 use crate::node::Node;
+use crate::objects::Objects;
 use crate::service::{Protocol, Reach, Service, ServiceName, ServicePort, TrafficPolicy};
 use crate::tag::{
     Class, EXTERNAL_BIT, Id, Ids, LOCAL_BIT, MASQUERADE_BIT, MAX_SLOTS, Part, Spread, Subject, Tag, View,
 };
+use linux_net::ip::Family;
 
 /// Turns Services and endpoints into the entries of the tables, and remembers what is desired.
 #[derive(Debug)]
@@ -33,12 +34,14 @@ pub struct Planner {
     holdings: BTreeMap<ServiceName, Holding>,
     /// How many Services hold an entry that several can hold; never 0.
     shared: BTreeMap<Entry, u32>,
+    entry_count: usize,
     /// Who wants a front; the first has it.
     claims: BTreeMap<Front, BTreeSet<ServiceName>>,
     /// Services that got or lost a front because of another.
     affected: BTreeSet<ServiceName>,
-    /// Entries that have changed since the last change was taken; `None` until the first is taken.
-    touched: Option<BTreeMap<Entry, Touched>>,
+    health_checks: BTreeMap<ServiceName, HealthCheck>,
+    /// Entries that came (`true`) or went since the last change was taken; `None` until the first is taken.
+    touched: Option<BTreeMap<Entry, bool>>,
     /// Connections that the changes since then contradict.
     flows: Flows,
 }
@@ -51,16 +54,6 @@ struct Holding {
     entries: Vec<Entry>,
     fronts: Vec<Front>,
     udp: BTreeMap<UdpFront, BTreeSet<Target>>,
-    health_check: Option<HealthCheck>,
-}
-
-/// An entry that came or went, perhaps several times.
-#[derive(Debug, Clone, Copy)]
-struct Touched {
-    /// Whether it was there when the last change was taken.
-    was_there: bool,
-    /// Whether it is there.
-    is_there: bool,
 }
 
 /// What a load balancer asks a worker about a Service.
@@ -96,8 +89,10 @@ impl Planner {
             ids: Ids::default(),
             holdings: BTreeMap::new(),
             shared: BTreeMap::new(),
+            entry_count: 0,
             claims: BTreeMap::new(),
             affected: BTreeSet::new(),
+            health_checks: BTreeMap::new(),
             touched: None,
             flows: Flows::default(),
         }
@@ -115,6 +110,21 @@ impl Planner {
         self.affected.extend(self.holdings.keys().cloned());
     }
 
+    /// Plans all Services anew that have changed, and those that got or lost something by that. Returns how many.
+    pub fn update_changed(&mut self, objects: &mut Objects) -> usize {
+        let mut count = 0;
+        let mut names = objects.take_dirty();
+        names.append(&mut self.take_affected());
+        while !names.is_empty() {
+            count += names.len();
+            for name in &names {
+                self.update(name, objects.service(name), objects.slices(name));
+            }
+            names = self.take_affected();
+        }
+        count
+    }
+
     /// Plans one Service anew: after it, or one of its slices, has changed. `None` when there is no such Service any more.
     pub fn update<'a>(
         &mut self,
@@ -125,6 +135,7 @@ impl Planner {
         let mut former = self.holdings.remove(name).unwrap_or_default();
         let mut holding = Holding { fronts: service.map(fronts_of).unwrap_or_default(), ..Holding::default() };
         self.claim(name, &former.fronts, &holding.fronts);
+        self.health_checks.remove(name);
         if let Some(service) = service {
             Draft { planner: self, name, service, former: &mut former, holding: &mut holding }
                 .plan(&slices.collect::<Vec<_>>());
@@ -143,7 +154,7 @@ impl Planner {
     }
 
     /// Takes the names of Services that got or lost something because of another: they must be planned anew.
-    pub fn take_affected(&mut self) -> BTreeSet<ServiceName> {
+    fn take_affected(&mut self) -> BTreeSet<ServiceName> {
         std::mem::take(&mut self.affected)
     }
 
@@ -151,12 +162,8 @@ impl Planner {
     pub fn take_change(&mut self) -> Change {
         let mut change = Change::default();
         let touched = self.touched.replace(BTreeMap::new()).unwrap_or_default();
-        for (entry, Touched { was_there, is_there }) in touched {
-            match (was_there, is_there) {
-                (true, false) => change.removed.push(entry),
-                (false, true) => change.added.push(entry),
-                (true, true) | (false, false) => {}
-            }
+        for (entry, came) in touched {
+            if came { change.added.push(entry) } else { change.removed.push(entry) }
         }
         change
     }
@@ -173,7 +180,7 @@ impl Planner {
 
     /// What load balancers ask about, by Service.
     pub fn health_checks(&self) -> impl Iterator<Item = (&ServiceName, HealthCheck)> {
-        self.holdings.iter().filter_map(|(name, holding)| Some((name, holding.health_check?)))
+        self.health_checks.iter().map(|(name, check)| (name, *check))
     }
 
     /// All entries that the tables must have.
@@ -185,7 +192,7 @@ impl Planner {
     /// How many entries that is.
     #[must_use]
     pub fn entry_count(&self) -> usize {
-        self.entries().count()
+        self.entry_count
     }
 
     /// Gives up fronts and claims others; whoever wins or loses one by that is affected.
@@ -222,30 +229,43 @@ impl Planner {
     /// Both lists are sorted.
     fn replace_entries(&mut self, former: &[Entry], wanted: &[Entry]) {
         for entry in wanted.iter().filter(|entry| former.binary_search(entry).is_err()) {
-            let holders = if entry.is_shared() { self.shared.entry(*entry).or_insert(0) } else { &mut 0 };
-            *holders += 1;
-            let was_there = *holders > 1;
-            self.touch(entry, was_there, true);
+            if !entry.is_shared() || self.is_first_holder(*entry) {
+                self.entry_count += 1;
+                self.touch(*entry, true);
+            }
         }
         for entry in former.iter().filter(|entry| wanted.binary_search(entry).is_err()) {
-            let left = if entry.is_shared() {
-                let left = self.shared.get(entry).map_or(0, |holders| holders - 1);
-                if left == 0 {
-                    self.shared.remove(entry)
-                } else {
-                    self.shared.insert(*entry, left)
-                };
-                left
-            } else {
-                0
-            };
-            self.touch(entry, true, left > 0);
+            if !entry.is_shared() || self.was_last_holder(*entry) {
+                self.entry_count -= 1;
+                self.touch(*entry, false);
+            }
         }
     }
 
-    fn touch(&mut self, entry: &Entry, was_there: bool, is_there: bool) {
-        if let Some(touched) = &mut self.touched {
-            touched.entry(*entry).or_insert(Touched { was_there, is_there }).is_there = is_there;
+    /// Counts one more holder of a shared entry.
+    fn is_first_holder(&mut self, entry: Entry) -> bool {
+        let holders = self.shared.entry(entry).or_default();
+        *holders += 1;
+        *holders == 1
+    }
+
+    /// Counts one holder less.
+    fn was_last_holder(&mut self, entry: Entry) -> bool {
+        match self.shared.get_mut(&entry) {
+            Some(holders) if *holders > 1 => {
+                *holders -= 1;
+                false
+            }
+            _ => self.shared.remove(&entry).is_some(),
+        }
+    }
+
+    /// An entry came or went. One that does both is as it was.
+    fn touch(&mut self, entry: Entry, came: bool) {
+        if let Some(touched) = &mut self.touched
+            && touched.remove(&entry).is_none()
+        {
+            touched.insert(entry, came);
         }
     }
 }
@@ -362,10 +382,10 @@ impl Draft<'_> {
                     let cluster = cluster.with(EXTERNAL_BIT);
                     self.holding.entries.push(Entry::AnyView { family, local: tag, cluster });
                 }
-                self.holding.health_check = self
-                    .service
-                    .health_check_node_port
-                    .map(|port| HealthCheck { port, local_endpoints: candidates.local_count() });
+                if let Some(port) = self.service.health_check_node_port {
+                    let check = HealthCheck { port, local_endpoints: candidates.local_count() };
+                    self.planner.health_checks.insert(self.name.clone(), check);
+                }
                 tag
             }
         }
@@ -377,15 +397,12 @@ impl Draft<'_> {
         let Some(id) = self.id(subject) else { return };
         let choice = candidates.choose(service.internal_policy, &self.planner.node, &service.weights);
         let slots = slots(self.name, &choice);
-        let class = match slots.len() {
-            0 => vacant_class(&choice),
-            _ => Class::Spread(Spread {
-                slots: count(&slots),
-                balance: service.balance,
-                is_sticky: false,
-                keeps_ports: true,
-            }),
-        };
+        let class = class(&choice, &slots, |slots| Spread {
+            slots,
+            balance: service.balance,
+            is_sticky: false,
+            keeps_ports: true,
+        });
         let entries = &mut self.holding.entries;
         for address in of_family(&service.cluster_ips, family) {
             entries.push(Entry::Any { address, tag: Tag::new(id, class) });
@@ -419,12 +436,8 @@ impl Draft<'_> {
         let id = self.id(subject)?;
         let slots = slots(self.name, choice);
         let is_sticky = service.affinity.is_some();
-        let class = match slots.len() {
-            0 => vacant_class(choice),
-            _ => {
-                Class::Spread(Spread { slots: count(&slots), balance: service.balance, is_sticky, keeps_ports: false })
-            }
-        };
+        let class =
+            class(choice, &slots, |slots| Spread { slots, balance: service.balance, is_sticky, keeps_ports: false });
         let tag = Tag::new(id, class);
         if !is_new {
             return Some(tag);
@@ -510,16 +523,14 @@ fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = IpAdd
     addresses.iter().copied().filter(move |address| Family::of(*address) == family)
 }
 
-fn vacant_class<T>(choice: &Choice<T>) -> Class {
+/// The class of connections to these slots.
+fn class<T>(choice: &Choice<T>, slots: &[T], spread_over: impl FnOnce(u8) -> Spread) -> Class {
     match choice {
         Choice::Refuse => Class::Refuse,
-        Choice::Drop | Choice::Spread(_) => Class::Drop,
+        Choice::Drop => Class::Drop,
+        // There are no more than a tag can count.
+        Choice::Spread(_) => Class::Spread(spread_over(u8::try_from(slots.len()).unwrap_or(MAX_SLOTS))),
     }
-}
-
-/// How many slots; there are no more than a tag can count.
-fn count<T>(slots: &[T]) -> u8 {
-    u8::try_from(slots.len()).unwrap_or(MAX_SLOTS)
 }
 
 /// The endpoints in their slots: each as often as its weight says, in the smallest numbers that do.

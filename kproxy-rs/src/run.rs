@@ -155,8 +155,8 @@ impl Proxy {
         let dirty = self.plan();
         self.count_objects();
         let change = self.planner.take_change();
-        let flows = self.planner.take_flows();
         if self.is_built && change.is_empty() {
+            self.publish_checks(); // Of these the table knows nothing.
             return;
         }
         let planned = start.elapsed();
@@ -166,6 +166,7 @@ impl Proxy {
                 let (removed, added) = (change.removed.len(), change.added.len());
                 info!(services = dirty, removed, added, ?planned, total = ?start.elapsed(), "table brought up to date");
                 self.committed(start);
+                let flows = self.planner.take_flows();
                 self.end_flows(&flows);
                 self.publish_checks();
             }
@@ -179,17 +180,7 @@ impl Proxy {
         if zone != self.planner.node().zone {
             self.planner.set_zone(zone);
         }
-        let mut count = 0;
-        let mut dirty = self.objects.take_dirty();
-        dirty.extend(self.planner.take_affected());
-        while !dirty.is_empty() {
-            count += dirty.len();
-            for name in &dirty {
-                self.planner.update(name, self.objects.service(name), self.objects.slices(name));
-            }
-            dirty = self.planner.take_affected();
-        }
-        count
+        self.planner.update_changed(&mut self.objects)
     }
 
     /// Writes all of the tables: at a start only what differs from those of a former run, after a refusal everything.

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as api;
 
 use crate::error::ObjectError;
-use crate::family::Family;
+use linux_net::ip::Family;
 
 /// A Service with this annotation set to `true` answers every protocol and port on its address, ping included.
 ///
@@ -297,7 +297,7 @@ impl Protocol {
 
     /// Its number in the IP header.
     #[must_use]
-    pub fn number(self) -> u8 {
+    pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
@@ -320,7 +320,12 @@ fn annotation_field(name: &str) -> String {
     format!("metadata.annotations[{name}]")
 }
 
-fn port_number(number: i32, field: &str) -> Result<NonZeroU16, ObjectError> {
+/// Reads the number of a port.
+///
+/// # Errors
+///
+/// [`ObjectError`] names the field called `field`.
+pub fn port_number(number: i32, field: &str) -> Result<NonZeroU16, ObjectError> {
     let checked = u16::try_from(number).ok().and_then(NonZeroU16::new);
     checked.ok_or_else(|| ObjectError::field(field, format!("{number} is not within 1 to 65535")))
 }

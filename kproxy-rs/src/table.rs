@@ -3,9 +3,10 @@
 //! This is the layout that the essay at the top of the crate walks through. Whatever the number of Services, the chains are the
 //! same few, plus one per [`Spread`], since `numgen … mod N` wants its N as a literal, and one per time for which clients are remembered.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use linux_net::nft::{
     self, Chain, ChainKind, CmpOp, Ct, Element, Expr, FibAddress, FibResult, Field, Hook, HookPoint, MasqueradeFlags,
     Meta, NatTarget, NumgenMode, Op, Priority, Reject, Rule, Set, Spec, Statement, Table, Type, UpdateKind, Value,
@@ -14,16 +15,14 @@ use linux_net::nft::{
 
 use crate::config::LocalClients;
 use crate::entry::Entry;
-use crate::family::Family;
-use crate::service::Balance;
+use crate::service::{Balance, Protocol};
 use crate::tag::{
     CLASS_MASK, Class, EXTERNAL_BIT, KEEP_MASK, LOCAL_BIT, MASQUERADE_BIT, SLOTS_MASK, STICKY_BIT, Spread,
 };
+use linux_net::ip::Family;
 
 /// The name of our tables, in the families `ip` and `ip6`.
 pub const TABLE_NAME: &str = "kproxy";
-/// TCP's number in the IP header.
-const TCP: u8 = 6;
 /// Slots are declared by example: a number as `numgen` gives it.
 const ANY_SLOT: Expr = Expr::Numgen { mode: NumgenMode::Random, modulus: 65536, offset: 0 };
 /// How many sticky clients are remembered in a family; the kernel forgets none before its time, and learns no more when it is full.
@@ -80,20 +79,14 @@ struct Words {
 
 impl Words {
     fn of(family: Family) -> Self {
-        match family {
-            Family::V4 => Self {
-                family: nft::Family::Ip,
-                address: Type::Ipv4Addr,
-                source: Field::IpSaddr,
-                destination: Field::IpDaddr,
-                loopback: Value::Ipv4Net(ipnet::Ipv4Net::new_assert([127, 0, 0, 0].into(), 8)),
-            },
-            Family::V6 => Self {
-                family: nft::Family::Ip6,
-                address: Type::Ipv6Addr,
-                source: Field::Ip6Saddr,
-                destination: Field::Ip6Daddr,
-                loopback: Value::Ipv6(std::net::Ipv6Addr::LOCALHOST),
+        Self {
+            family: family.into(),
+            address: Type::address(family),
+            source: Field::source(family),
+            destination: Field::destination(family),
+            loopback: match family {
+                Family::V4 => Value::Ipv4Net(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8)),
+                Family::V6 => Value::Ipv6(Ipv6Addr::LOCALHOST),
             },
         }
     }
@@ -169,7 +162,7 @@ impl Layout {
     #[must_use]
     pub fn fixed_elements(&self) -> Vec<(&Set, Vec<Element>)> {
         let networks =
-            |networks: &[IpNet]| networks.iter().map(|network| Element::key([network_value(*network)])).collect();
+            |networks: &[IpNet]| networks.iter().map(|network| Element::key([Value::from(*network)])).collect();
         let verdicts = [(Class::Drop, Verdict::Drop), (Class::Refuse, Verdict::Goto("refuse".to_owned()))];
         let vacant = verdicts
             .into_iter()
@@ -221,7 +214,7 @@ impl Layout {
             vec![("pre", vec![Statement::jump("services")]), ("out", vec![Statement::jump("services")])];
         rules.extend(self.service_rules(&words));
         rules.extend(self.dispatch_rules(&words));
-        let is_tcp = Statement::equal(Meta::L4proto, Value::Protocol(TCP));
+        let is_tcp = Statement::equal(Meta::L4proto, Value::Protocol(Protocol::Tcp.number()));
         rules.extend([
             ("refuse", vec![is_tcp, Statement::Reject(Reject::TcpReset)]),
             ("refuse", vec![Statement::Reject(Reject::PortUnreachable)]),
@@ -516,18 +509,11 @@ pub fn element(entry: &Entry) -> Option<Element> {
             Element::verdict(mark(id.sticky_mark()), Verdict::Jump(learn_chain_name(seconds)))
         }
         Entry::Ranged { tag, .. } => Element::key(mark(tag.mark())),
-        Entry::Range { tag, network } => Element::key([Value::Mark(tag.mark()), network_value(network)]),
+        Entry::Range { tag, network } => Element::key([Value::Mark(tag.mark()), Value::from(network)]),
         Entry::Vip(address) => Element::key([Value::from(address)]),
         Entry::Hairpin(address) => Element::key([Value::from(address), Value::from(address)]),
         Entry::Learn { .. } => return None,
     })
-}
-
-fn network_value(network: IpNet) -> Value {
-    match network {
-        IpNet::V4(network) => Value::Ipv4Net(network),
-        IpNet::V6(network) => Value::Ipv6Net(network),
-    }
 }
 
 /// `lb-3`, and what is not usual about it: `any-` for VIPs that keep ports, how it chooses, `-sticky`.

@@ -19,8 +19,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::family::Family;
 use crate::service::{Balance, Protocol, ServiceName};
+use linux_net::ip::Family;
 
 /// The bits of the tag that choose a chain.
 pub const CLASS_MASK: u32 = 0x1ffe_0000;

@@ -3,12 +3,12 @@
 use kproxy_rs::apply::{Adoption, Finding, Kernel};
 use kproxy_rs::config::LocalClients;
 use kproxy_rs::diff::{Layouts, replacement};
-use kproxy_rs::family::Family;
 use kproxy_rs::node::Node;
 use kproxy_rs::objects::{Event, Key, Objects};
 use kproxy_rs::plan::Planner;
 use kproxy_rs::service::ServiceName;
 use kproxy_rs::table::Layout;
+use linux_net::ip::Family;
 use serde_json::{Value, json};
 
 /// Objects and the plan that follows them, as in the proxy's loop.
@@ -41,13 +41,7 @@ impl Worker {
     }
 
     fn plan(&mut self) {
-        let mut dirty = self.objects.take_dirty();
-        while !dirty.is_empty() {
-            for name in dirty {
-                self.planner.update(&name, self.objects.service(&name), self.objects.slices(&name));
-            }
-            dirty = self.planner.take_affected();
-        }
+        self.planner.update_changed(&mut self.objects);
     }
 
     /// A Service of two ports with two endpoints, one without endpoints, a VIP for all protocols, and a load balancer with everything.
@@ -194,4 +188,21 @@ fn a_restart_goes_on_with_the_tables_and_writes_the_difference_alone() {
     nft("flush chain ip kproxy refuse");
     assert_eq!(start(&worker), Adoption::Replaced);
     assert_eq!(start(&worker), Adoption::Adopted { changed: 0 });
+}
+
+#[test]
+fn a_network_of_one_address_reads_back_as_it_was_written() {
+    if !linux_net::testing::enter_sandbox() {
+        return;
+    }
+    let mut worker = Worker::new();
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "100.64.0.3", "loadBalancerSourceRanges": ["192.0.2.7/32"],
+        "ports": [{"port": 443}]});
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}});
+    worker.put_service("shop", &json!({"spec": spec, "status": status}));
+    worker.put_slice("shop", &["11.10.0.6"], &json!([{"port": 8443}]));
+    worker.plan();
+    let start = || Kernel::open(layouts()).unwrap().adopt(worker.planner.entries()).unwrap();
+    assert_eq!(start(), Adoption::Replaced);
+    assert_eq!(start(), Adoption::Adopted { changed: 0 });
 }

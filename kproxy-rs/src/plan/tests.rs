@@ -414,6 +414,7 @@ proptest! {
         }
         apply(&mut kernel, &planner.take_change());
         prop_assert_eq!(&kernel, &from_scratch(&state));
+        prop_assert_eq!(planner.entry_count(), planner.entries().count());
         let change = Change::between(&kernel, &BTreeSet::new());
         prop_assert_eq!(change.removed.len(), kernel.len());
     }
