@@ -10,13 +10,13 @@ use tokio::io::unix::AsyncFd;
 use tracing::{debug, info, warn};
 
 use crate::error::Error;
-use crate::family::{FAMILIES, Family};
 use crate::health::Health;
 use crate::interface::{self, ExternalInterface, Seen, Wishes};
 use crate::overlay::{Desired, Expected, Overlay, Overlays};
 use crate::peer::PeerTable;
 use crate::plan::{self, Observed};
 use crate::vxlan::Device;
+use linux_net::ip::{FAMILIES, Family};
 
 /// The kernel of this worker, seen from the network namespace that the agent was started in.
 pub struct Kernel {

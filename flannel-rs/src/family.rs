@@ -2,63 +2,14 @@
 //!
 //! A dual-stack cluster has two pod networks, and each family travels in packets of its own kind: IPv4 pods' packets between the
 //! workers' IPv4 addresses on `flannel.100`, IPv6 pods' between their IPv6 addresses on `flannel-v6.100`. Nothing is shared but the key in etcd.
-//! So most of this crate handles one family at a time ([`ipnet::IpNet`]), and what differs between the two stands here.
+//! So most of this crate handles one family at a time ([`ipnet::IpNet`]), and what differs between the two stands in
+//! [`Family`] and here.
 
 use std::fmt::{Debug, Display};
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-
-/// One of the two families of the Internet Protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-/// Both, in the order in which they are handled.
-pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
-impl Family {
-    /// The family of an address.
-    #[must_use]
-    pub fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
-    }
-
-    /// What VXLAN adds to a packet, in bytes: inner Ethernet 14 + VXLAN 8 + UDP 8 + the outer header, 20 or 40.
-    #[must_use]
-    pub const fn vxlan_overhead_bytes(self) -> u32 {
-        match self {
-            Self::V4 => 14 + 8 + 8 + 20,
-            Self::V6 => 14 + 8 + 8 + 40,
-        }
-    }
-
-    /// The metric that the kernel gives a route without one; it reads back so.
-    #[must_use]
-    pub const fn default_metric(self) -> u32 {
-        match self {
-            Self::V4 => 0,
-            Self::V6 => 1024, // IP6_RT_PRIO_USER of include/uapi/linux/ipv6_route.h
-        }
-    }
-
-    /// A network of one address.
-    #[must_use]
-    pub const fn host_prefix_len(self) -> u8 {
-        match self {
-            Self::V4 => 32,
-            Self::V6 => 128,
-        }
-    }
-}
+use linux_net::ip::Family;
 
 /// A network of one family as a stretch of numbers, so that subnets of both are found by the same arithmetic.
 ///
@@ -158,10 +109,5 @@ mod tests {
         assert_eq!(Ipv4Net::containing(u128::from(u32::MAX), 24), Some(net("255.255.255.0/24")));
         assert_eq!(Ipv4Net::containing(u128::from(u32::MAX) + 1, 24), None);
         assert_eq!(Ipv6Net::containing(u128::MAX, 64), Some(net("ffff:ffff:ffff:ffff::/64")));
-    }
-
-    #[test]
-    fn the_outer_headers_are_counted() {
-        assert_eq!(FAMILIES.map(Family::vxlan_overhead_bytes), [50, 70]);
     }
 }

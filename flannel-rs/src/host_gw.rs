@@ -19,10 +19,10 @@ use linux_net::IfName;
 use linux_net::netlink::Route;
 
 use crate::error::InterfaceError;
-use crate::family::{FAMILIES, Family};
 use crate::interface::ExternalInterface;
 use crate::lease::PublicAddresses;
 use crate::overlay::ROUTE_PROTOCOL;
+use linux_net::ip::{FAMILIES, Family};
 
 /// The whole way to the pods in `subnet`: through the worker `public_ip` on our own link `dev`.
 #[must_use]

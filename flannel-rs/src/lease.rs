@@ -21,7 +21,8 @@ use linux_net::{MacAddr, Vni};
 use serde::{Deserialize, Serialize};
 
 use crate::error::LeaseError;
-use crate::family::{Family, Prefix};
+use crate::family::Prefix;
+use linux_net::ip::Family;
 
 /// The `BackendType` of a lease that is reached by VXLAN.
 pub const VXLAN: &str = "vxlan";

@@ -28,6 +28,7 @@ mod left_over;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use linux_net::ip;
 use linux_net::nft::{
     Batch, Chain, ChainKind, Expr, Family, Field, Hook, HookPoint, MasqueradeFlags, Meta, Nft, Op, Policy, Priority,
     Rule, Statement, Table, Value,
@@ -215,35 +216,19 @@ fn hook(kind: ChainKind, at: HookPoint, priority: Priority) -> Hook {
 }
 
 fn from(network: IpNet) -> Statement {
-    let (field, value) = (source_field(network), network_value(network));
-    Statement::equal(field, value)
+    Statement::equal(Field::source(ip::Family::of(network.addr())), Value::from(network))
 }
 
 fn not_from(network: IpNet) -> Statement {
-    Statement::differs(source_field(network), network_value(network))
+    Statement::differs(Field::source(ip::Family::of(network.addr())), Value::from(network))
 }
 
 fn to(network: IpNet) -> Statement {
-    Statement::equal(destination_field(network), network_value(network))
+    Statement::equal(Field::destination(ip::Family::of(network.addr())), Value::from(network))
 }
 
 fn not_to(network: IpNet) -> Statement {
-    Statement::differs(destination_field(network), network_value(network))
-}
-
-fn source_field(network: IpNet) -> Field {
-    if network.addr().is_ipv4() { Field::IpSaddr } else { Field::Ip6Saddr }
-}
-
-fn destination_field(network: IpNet) -> Field {
-    if network.addr().is_ipv4() { Field::IpDaddr } else { Field::Ip6Daddr }
-}
-
-fn network_value(network: IpNet) -> Value {
-    match network {
-        IpNet::V4(network) => Value::Ipv4Net(network),
-        IpNet::V6(network) => Value::Ipv6Net(network),
-    }
+    Statement::differs(Field::destination(ip::Family::of(network.addr())), Value::from(network))
 }
 
 #[cfg(test)]

@@ -18,10 +18,10 @@ use ipnet::IpNet;
 use linux_net::netlink::{FdbEntry, Neighbour, Route, RouteKind};
 use linux_net::{IfName, MacAddr};
 
-use crate::family::Family;
 use crate::host_gw;
 use crate::peer::Peer;
 use crate::vxlan::Device;
+use linux_net::ip::Family;
 
 /// Marks our routes, so that a restarted agent knows its own from anybody else's: `ip route show proto 70`. The number is an `F` in
 /// ASCII and unassigned in `rtnetlink.h` and in iproute2's `rt_protos`; flanneld sets none, which shows as `boot`.

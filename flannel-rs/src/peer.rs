@@ -8,10 +8,10 @@ use linux_net::{MacAddr, Vni};
 use tracing::{debug, info, warn};
 
 use crate::error::chain;
-use crate::family::{FAMILIES, Family};
 use crate::lease::{Attributes, Entry, PublicAddresses, Subnet};
 use crate::network::Backend;
 use crate::watch::SubnetEvent;
+use linux_net::ip::{FAMILIES, Family};
 
 /// So many leases may change at once before the log counts them instead of naming them.
 const LINES_PER_BATCH: usize = 10;

@@ -9,9 +9,9 @@ use ipnet::IpNet;
 use linux_net::netlink::{Address, Event, FdbEntry, Link, LinkKind, Neighbour, NeighbourState, Route, RouteKind};
 use linux_net::{IfName, Op};
 
-use crate::family::Family;
 use crate::overlay::{Desired, Entries, Expected, Overlay, Overlays, ROUTE_PROTOCOL};
 use crate::vxlan::Device;
+use linux_net::ip::Family;
 
 /// What the kernel has, as far as it can concern one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -26,7 +26,6 @@ use tracing::{debug, error, info, warn};
 use crate::apply::{Basis, Kernel};
 use crate::config::Config;
 use crate::error::{Error, RegistryError, chain};
-use crate::family::{FAMILIES, Family};
 use crate::health::Health;
 use crate::host_gw;
 use crate::interface::ExternalInterface;
@@ -41,6 +40,7 @@ use crate::run::Agent;
 use crate::subnet_env::{FormerSubnets, SubnetEnv};
 use crate::vxlan::{Device, random_mac};
 use crate::watch::SubnetEvent;
+use linux_net::ip::{FAMILIES, Family};
 
 /// How often etcd is asked while it is away, or has no configuration yet; as in flanneld.
 const START_PAUSE: Duration = Duration::from_secs(1);

@@ -26,11 +26,11 @@ use linux_net::netlink::{FdbEntry, Neighbour, Route, Vxlan};
 use linux_net::{IfName, MacAddr, Vni};
 
 use crate::error::Error;
-use crate::family::Family;
 use crate::interface::ExternalInterface;
 use crate::lease::VxlanData;
 use crate::network::VxlanConfig;
 use crate::overlay::ROUTE_PROTOCOL;
+use linux_net::ip::Family;
 
 /// Our VXLAN device for one family.
 #[derive(Debug, Clone, PartialEq, Eq)]

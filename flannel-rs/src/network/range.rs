@@ -1,7 +1,8 @@
 //! The stretch of the pod network that is shared out, in subnets of one length.
 
 use crate::error::NetworkError;
-use crate::family::{Family, Prefix};
+use crate::family::Prefix;
+use linux_net::ip::Family;
 
 use super::fields::Fields;
 
