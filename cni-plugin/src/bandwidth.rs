@@ -43,6 +43,7 @@ use crate::env::Environment;
 use crate::error::{Error, Result};
 use crate::namespace::{self, apply};
 use crate::plugin::Plugin;
+use crate::pod;
 use crate::result::{CniResult, Interface};
 
 /// The plugin.
@@ -88,7 +89,7 @@ impl Plugin for Bandwidth {
         match host.link(&ifb)? {
             // It may be that of another interface of the same container. One of the Go plugin has no alias.
             Some(link) if link.alias.is_none() || link.alias.as_deref() == Some(Mark::of(env, conf)?.as_str()) => {
-                remove(&mut host, &ifb)
+                pod::remove(&mut host, &ifb)
             }
             Some(_) | None => Ok(()),
         }
@@ -124,7 +125,10 @@ impl Plugin for Bandwidth {
         let is_ifb = |link: &Link| link.kind == LinkKind::Other("ifb".to_owned());
         let is_stale = |link: &Link| link.alias.as_deref().is_some_and(|alias| valid.is_stale(alias));
         let links = host.links()?;
-        links.iter().filter(|link| is_ifb(link) && is_stale(link)).try_for_each(|link| remove(&mut host, &link.name))
+        links
+            .iter()
+            .filter(|link| is_ifb(link) && is_stale(link))
+            .try_for_each(|link| pod::remove(&mut host, &link.name))
     }
 
     /// It needs nothing but the kernel, and finds out only by trying what that has.
@@ -174,17 +178,10 @@ fn check_bucket(host: &mut Netlink, dev: &IfName, limit: Limit) -> Result<()> {
 /// Back to before an ADD that failed; the first error is the one to report.
 fn take_back(host: &mut Netlink, config: &Config, veth: &IfName, ifb: &IfName) {
     if config.egress.is_some() {
-        drop(remove(host, ifb));
+        drop(pod::remove(host, ifb));
         drop(host.apply(&Op::DelQdisc { dev: veth.clone(), qdisc: Qdisc::Ingress }));
     }
     if let Some(limit) = config.ingress {
         drop(host.apply(&Op::DelQdisc { dev: veth.clone(), qdisc: Qdisc::TokenBucket(limit.bucket()) }));
-    }
-}
-
-fn remove(host: &mut Netlink, name: &IfName) -> Result<()> {
-    match host.apply(&Op::DelLink { name: name.clone() }) {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -7,10 +7,9 @@
 pub mod foreign;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
-use ipnet::IpNet;
-use linux_net::nft::{Batch, Element, Family, Field, Nft, Op, Set, Table, Type, Value};
+use linux_net::ip;
+use linux_net::nft::{Batch, Element, Field, Nft, Op, Set, Table, Type};
 
 use crate::attachment::Mark;
 use crate::error::{Code, Error, Result};
@@ -35,51 +34,21 @@ pub struct Words {
 }
 
 impl Words {
-    /// IPv4.
+    /// Those of one family.
     #[must_use]
-    pub fn ipv4() -> Self {
+    pub fn of(family: ip::Family) -> Self {
         Self {
-            table: Table::new(Family::Ip, TABLE),
-            address: Type::Ipv4Addr,
-            source: Field::IpSaddr,
-            destination: Field::IpDaddr,
+            table: Table::new(family.into(), TABLE),
+            address: Type::address(family),
+            source: Field::source(family),
+            destination: Field::destination(family),
         }
     }
 
-    /// IPv6.
+    /// Those of both families, IPv4 first.
     #[must_use]
-    pub fn ipv6() -> Self {
-        Self {
-            table: Table::new(Family::Ip6, TABLE),
-            address: Type::Ipv6Addr,
-            source: Field::Ip6Saddr,
-            destination: Field::Ip6Daddr,
-        }
-    }
-
-    /// The family of an address.
-    #[must_use]
-    pub fn of(address: &IpNet) -> Self {
-        if matches!(address, IpNet::V4(_)) { Self::ipv4() } else { Self::ipv6() }
-    }
-}
-
-/// An address as an element holds it.
-#[must_use]
-pub fn host(address: IpAddr) -> Value {
-    match address {
-        IpAddr::V4(address) => Value::Ipv4(address),
-        IpAddr::V6(address) => Value::Ipv6(address),
-    }
-}
-
-/// A network as an element holds it; one of a single address is read back as that address.
-#[must_use]
-pub fn network(net: &IpNet) -> Value {
-    match net.trunc() {
-        net if net.prefix_len() == net.max_prefix_len() => host(net.addr()),
-        IpNet::V4(net) => Value::Ipv4Net(net),
-        IpNet::V6(net) => Value::Ipv6Net(net),
+    pub fn both() -> [Self; 2] {
+        ip::FAMILIES.map(Self::of)
     }
 }
 

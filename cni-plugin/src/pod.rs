@@ -145,9 +145,19 @@ pub fn forward<'a>(addresses: impl IntoIterator<Item = &'a IpNet>) -> Result<()>
             IpNet::V4(_) => "net.ipv4.ip_forward",
             IpNet::V6(_) => "net.ipv6.conf.all.forwarding",
         };
-        if sysctl::get(key)? != "1" {
-            sysctl::set(key, "1")?;
-        }
+        switch_on(key)?;
+    }
+    Ok(())
+}
+
+/// Sets a parameter to 1. One that is 1 already is only read.
+///
+/// # Errors
+///
+/// Code 100 when the kernel refuses.
+pub fn switch_on(key: &str) -> Result<()> {
+    if sysctl::get(key)? != "1" {
+        sysctl::set(key, "1")?;
     }
     Ok(())
 }

@@ -50,7 +50,6 @@ pub mod plan;
 use linux_net::conntrack;
 use linux_net::netlink::Netlink;
 use linux_net::nft::{Data, Element, Value};
-use linux_net::sysctl;
 
 use crate::attachment::{Mark, Valid};
 use crate::conf::Conf;
@@ -58,6 +57,7 @@ use crate::env::Environment;
 use crate::error::{Code, Error, Result};
 use crate::nftables::{self, Taken, foreign};
 use crate::plugin::Plugin;
+use crate::pod;
 use crate::portmap::config::{Config, Protocol};
 use crate::portmap::plan::{Plan, container_addresses};
 use crate::result::CniResult;
@@ -147,11 +147,7 @@ fn route_localnet(addresses: &[ipnet::IpNet]) -> Result<()> {
     let mut netlink = Netlink::open()?;
     for address in addresses.iter().filter(|address| address.addr().is_ipv4()) {
         let Some(dev) = netlink.route_to(address.addr())?.and_then(|route| route.dev) else { continue };
-        // With slashes, because an interface may have a dot in its name.
-        let key = format!("net/ipv4/conf/{dev}/route_localnet");
-        if sysctl::get(&key)? != "1" {
-            sysctl::set(&key, "1")?;
-        }
+        pod::switch_on(&pod::conf_key("ipv4", &dev, "route_localnet"))?;
     }
     Ok(())
 }

@@ -144,9 +144,6 @@ fn compare(wanted: &Settings, link: &Link) -> Result<()> {
     let wanted = Settings { promiscuous: Some(wanted.promiscuous.unwrap_or(false)), ..wanted.clone() };
     let found = Settings::of(link, &wanted);
     let name = &link.name;
-    if found == wanted {
-        return Ok(());
-    }
     let differs = |what: &str, wanted: String, found: String| {
         (wanted != found).then(|| format!("Tuning configured {what} of {name} is {wanted}, current value is {found}"))
     };
@@ -160,6 +157,8 @@ fn compare(wanted: &Settings, link: &Link) -> Result<()> {
         differs("all-multicast mode", yes(wanted.all_multicast), yes(found.all_multicast)),
         differs("Transmit Queue Length", say(wanted.tx_queue_packets), say(found.tx_queue_packets)),
     ];
-    let first = differences.into_iter().flatten().next().unwrap_or_default();
-    Err(Error::check(first))
+    match differences.into_iter().flatten().next() {
+        Some(first) => Err(Error::check(first)),
+        None => Ok(()),
+    }
 }

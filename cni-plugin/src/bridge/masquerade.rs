@@ -19,8 +19,9 @@
 //! ([`crate::nftables::foreign`]).
 
 use ipnet::IpNet;
+use linux_net::ip;
 use linux_net::nft::{
-    Batch, Chain, ChainKind, Element, Family, Hook, HookPoint, MasqueradeFlags, Op, Policy, Priority, Rule, Set, Spec,
+    Batch, Chain, ChainKind, Element, Hook, HookPoint, MasqueradeFlags, Op, Policy, Priority, Rule, Set, Spec,
     Statement, Value, Verdict,
 };
 
@@ -28,7 +29,7 @@ use crate::attachment::{Mark, Valid};
 use crate::conf::Conf;
 use crate::env::Environment;
 use crate::error::{Code, Error, Result};
-use crate::nftables::{self, Claim, Words, foreign, host, network};
+use crate::nftables::{self, Claim, Words, foreign};
 
 const POSTROUTING: &str = "postrouting";
 
@@ -78,8 +79,8 @@ pub fn check(addresses: &[IpNet], mark: &Mark) -> Result<()> {
 fn plan(addresses: &[IpNet]) -> (Batch, Vec<Claim>) {
     let (mut frame, mut claims) = (Batch::new(), Vec::new());
     for address in addresses {
-        let words = Words::of(address);
-        let goto = Element::verdict([host(address.addr())], Verdict::Goto(chain_name(address)));
+        let words = Words::of(ip::Family::of(address.addr()));
+        let goto = Element::verdict([address.addr().into()], Verdict::Goto(chain_name(address)));
         frame.extend(rules(&words, address));
         claims.push(Claim { set: pods(&words), elements: vec![goto] });
     }
@@ -87,7 +88,7 @@ fn plan(addresses: &[IpNet]) -> (Batch, Vec<Claim>) {
 }
 
 fn sets() -> [Set; 2] {
-    [Words::ipv4(), Words::ipv6()].map(|words| pods(&words))
+    Words::both().map(|words| pods(&words))
 }
 
 fn pods(words: &Words) -> Set {
@@ -110,13 +111,13 @@ fn rules(words: &Words, address: &IpNet) -> Vec<Op> {
         policy: Some(Policy::Accept),
         device: None,
     };
-    let multicast = match table.family {
-        Family::Ip6 => Value::Ipv6Net(ipnet::Ipv6Net::new_assert([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8)),
-        _ => Value::Ipv4Net(ipnet::Ipv4Net::new_assert([224, 0, 0, 0].into(), 4)),
+    let multicast = match address {
+        IpNet::V4(_) => IpNet::new_assert([224, 0, 0, 0].into(), 4),
+        IpNet::V6(_) => IpNet::new_assert([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8),
     };
     let rule = |chain: &str, statements: Vec<Statement>| Op::AddRule(Rule::new(table, chain, statements));
     let flush = |chain: &str| Op::FlushChain { table: table.clone(), chain: chain.to_owned() };
-    let to = |net: Value| Statement::equal(words.destination, net);
+    let to = |net: IpNet| Statement::equal(words.destination, Value::from(net));
     vec![
         Op::AddTable(table.clone()),
         Op::AddSet(pods(words)),
@@ -125,7 +126,7 @@ fn rules(words: &Words, address: &IpNet) -> Vec<Op> {
         flush(POSTROUTING),
         rule(POSTROUTING, vec![Statement::Vmap { key: words.source.into(), map: pods(words).name }]),
         flush(&chain),
-        rule(&chain, vec![to(network(address)), Statement::ret()]),
+        rule(&chain, vec![to(*address), Statement::ret()]),
         rule(&chain, vec![to(multicast), Statement::ret()]),
         rule(&chain, vec![Statement::Masquerade(MasqueradeFlags { fully_random: true, ..MasqueradeFlags::default() })]),
     ]

@@ -1,14 +1,14 @@
 //! What a configuration and a container's addresses mean in nftables. Pure: no kernel here.
 
-use linux_net::IfName;
 use linux_net::nft::{
     Batch, Chain, ChainKind, Ct, Element, Expr, Family, Hook, HookPoint, Meta, Op, Policy, Priority, Rule, Set, Spec,
     Statement, Type, Value, Verdict,
 };
+use linux_net::{IfName, ip};
 
 use crate::error::{Error, Result};
 use crate::firewall::config::{Config, IngressPolicy};
-use crate::nftables::{Claim, Words, host};
+use crate::nftables::{Claim, Words};
 use crate::result::CniResult;
 
 /// The bit of the packet's mark that says: the table `cni` accepted it. kube-proxy has bits 14 and 15, portmap of the Go plugins 13, Calico those from
@@ -44,10 +44,11 @@ impl Plan {
         let bridge = bridge(config, result)?;
         let admin = config.admin_chain.as_deref().unwrap_or(ADMIN);
         let mut plan = Self { frame: Batch::new(), claims: Vec::new(), families: Vec::new() };
-        for words in [Words::ipv4(), Words::ipv6()] {
-            let addresses = result.ips.iter().map(|ip| &ip.address);
+        for family in ip::FAMILIES {
+            let words = Words::of(family);
+            let addresses = result.ips.iter().map(|ip| ip.address.addr());
             let mut addresses: Vec<_> =
-                addresses.filter(|net| Words::of(net) == words).map(|net| host(net.addr())).collect();
+                addresses.filter(|address| ip::Family::of(*address) == family).map(Value::from).collect();
             addresses.sort();
             addresses.dedup();
             if addresses.is_empty() {
@@ -95,7 +96,7 @@ pub fn sets() -> Vec<Set> {
         let Sets { pods, admin, same_bridge, restricted, .. } = Sets::of(&words);
         [pods, admin, same_bridge, restricted]
     };
-    [Words::ipv4(), Words::ipv6()].into_iter().flat_map(of).collect()
+    Words::both().into_iter().flat_map(of).collect()
 }
 
 /// The sets of one family.

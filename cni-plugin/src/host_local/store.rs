@@ -26,6 +26,7 @@ use nix::unistd::linkat;
 use crate::conf::NetworkName;
 use crate::env::Environment;
 use crate::error::{Error, Result};
+use crate::file;
 use crate::host_local::index::Index;
 
 /// Who holds an address: an interface of a container.
@@ -150,12 +151,7 @@ impl Store {
     ///
     /// Code 5 when the file cannot be removed.
     pub fn release_address(&mut self, owner: &Owner, address: IpAddr) -> Result<()> {
-        let path = self.dir.join(address.to_string());
-        match fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::io("remove", &path, &source)),
-        }
+        file::remove(&self.dir.join(address.to_string()))?;
         self.index.removed(owner, address);
         Ok(())
     }

@@ -25,6 +25,7 @@ use sha2::{Digest, Sha512};
 use crate::conf::NetworkName;
 use crate::env::ContainerId;
 use crate::error::Result;
+use crate::nftables::commit_unless_gone;
 
 /// How long the Go plugins make a chain's name: iptables allows no more than 28.
 const CHAIN_NAME_BYTES: usize = 28;
@@ -114,25 +115,17 @@ fn delete_chains(nft: &mut Nft, table: &Table, chains: &[String]) -> Result<()> 
     let mut batch: Batch = jumps.map(|rule| deletion(table, rule)).collect();
     batch.extend(doomed.iter().map(|chain| Op::FlushChain { table: table.clone(), chain: chain.clone() }));
     batch.extend(doomed.into_iter().map(|chain| Op::DelChain { table: table.clone(), chain }));
-    commit(nft, &batch)
+    commit_unless_gone(nft, &batch).map(drop)
 }
 
 fn delete_rules(nft: &mut Nft, table: &Table, is_doomed: impl Fn(&RuleInfo) -> bool) -> Result<()> {
     let doomed = nft.rules(table)?.into_iter().filter(is_doomed);
     let batch = doomed.map(|rule| deletion(table, rule)).collect();
-    commit(nft, &batch)
+    commit_unless_gone(nft, &batch).map(drop)
 }
 
 fn deletion(table: &Table, rule: RuleInfo) -> Op {
     Op::DelRule { table: table.clone(), chain: rule.chain, handle: rule.handle }
-}
-
-/// Somebody else may be at it at the same time.
-fn commit(nft: &mut Nft, batch: &Batch) -> Result<()> {
-    match nft.commit(batch) {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        Ok(()) | Err(_) => Ok(()),
-    }
 }
 
 #[cfg(test)]

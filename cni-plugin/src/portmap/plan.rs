@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use linux_net::conntrack::Filter;
+use linux_net::ip;
 use linux_net::nft::{
     Batch, Chain, ChainKind, Ct, Data, Element, Expr, FibAddress, FibResult, Field, Hook, HookPoint, MasqueradeFlags,
     Meta, NatTarget, Op, Policy, Priority, Rule, Set, Spec, Statement, Type, Value,
@@ -12,7 +13,7 @@ use linux_net::nft::{
 
 use crate::env::Environment;
 use crate::error::{Error, Result};
-use crate::nftables::{Claim, Words, host, network};
+use crate::nftables::{Claim, Words};
 use crate::portmap::config::{Config, Mapping, Protocol};
 use crate::result::CniResult;
 
@@ -51,7 +52,7 @@ impl Plan {
             addresses: addresses.iter().map(IpNet::addr).collect(),
         };
         for address in addresses {
-            let sets = Sets::of(&Words::of(address));
+            let sets = Sets::of(&Words::of(ip::Family::of(address.addr())));
             let mappings: Vec<_> = config.mappings.iter().filter(|mapping| applies(mapping, address)).collect();
             if mappings.is_empty() {
                 continue;
@@ -86,7 +87,7 @@ impl Plan {
             Some(Data::Value(values)) => values.first(),
             Some(Data::Verdict(_)) | None => element.key.last(),
         };
-        to.is_some_and(|to| self.addresses.iter().any(|address| host(*address) == *to))
+        to.is_some_and(|to| self.addresses.iter().any(|address| Value::from(*address) == *to))
     }
 }
 
@@ -113,7 +114,7 @@ pub fn sets() -> Vec<Set> {
         let Sets { hostports, hostip_hostports, sources, .. } = Sets::of(&words);
         [hostports, hostip_hostports, sources]
     };
-    [Words::ipv4(), Words::ipv6()].into_iter().flat_map(of).collect()
+    Words::both().into_iter().flat_map(of).collect()
 }
 
 /// The connections that end with an element of a map: those that the container answers. `None` when clients do not linger.
@@ -173,8 +174,8 @@ fn applies(mapping: &Mapping, address: &IpNet) -> bool {
 
 fn element(mapping: &Mapping, address: &IpNet) -> Element {
     let port = [Value::Protocol(mapping.protocol.number()), Value::Port(mapping.host_port)];
-    let key: Vec<_> = specific(mapping).map(host).into_iter().chain(port).collect();
-    Element::map(key, [host(address.addr()), Value::Port(mapping.container_port)])
+    let key: Vec<_> = specific(mapping).map(Value::from).into_iter().chain(port).collect();
+    Element::map(key, [address.addr().into(), Value::Port(mapping.container_port)])
 }
 
 /// From where a connection to the container must be masqueraded.
@@ -185,7 +186,7 @@ fn sources(config: &Config, address: &IpNet) -> Vec<Element> {
         IpNet::V4(_) => vec![*address, IpNet::new_assert([127, 0, 0, 0].into(), 8)],
         IpNet::V6(_) => vec![*address],
     };
-    nets.iter().map(|net| Element::key([network(net), host(address.addr())])).collect()
+    nets.iter().map(|net| Element::key([Value::from(*net), address.addr().into()])).collect()
 }
 
 /// The sets of one family.
