@@ -49,6 +49,8 @@
 //! chain lb-N-sticky   … dnat to aff[saddr, id, protocol]; dnat to eps[…]; drop
 //! chain any-N         keep the id alone; dnat to anyeps[id, random below N]; drop
 //! chain refuse        TCP: reset; else: ICMP port unreachable
+//! chain forward       (filter, forward)               TCP that conntrack cannot place: drop
+//! chain input         (filter, input)                 the same, from a pod
 //! chain learn         (filter, postrouting) a new connection with the sticky bit: id vmap sticky
 //! chain learn-S       aff[saddr, id, protocol] := where it goes, for S seconds
 //! chain post          (nat, postrouting) marked, or hairpin: masquerade
@@ -79,8 +81,10 @@
 //!    source, which it would take for forged. (The bridge must also send a frame out of the port it came in by:
 //!    `hairpinMode` of the CNI plugin.)
 //! 7. The reply comes back to this worker, since that is where the client lives. conntrack knows the connection and
-//!    puts 100.64.11.1:8000 back as its source. No rule of ours sees it, nor any later packet: whatever the
-//!    number of Services, a connection costs a handful of lookups, and its packets none.
+//!    puts 100.64.11.1:8000 back as its source. No lookup of ours sees it, nor any later packet: whatever the
+//!    number of Services, a connection costs a handful of lookups, and its packets none. `forward` has one rule for
+//!    what conntrack cannot place in its connection's window. Nothing would put the VIP back into such a packet, and
+//!    the client would answer it, from an address that it never spoke with, by a reset that ends the connection.
 //!
 //! A Service without endpoints has a tag too, of the class "refuse": the client hears so at once instead of waiting.
 //! This happens in the nat hook, before the connection is confirmed, so conntrack keeps no trace that could swallow the

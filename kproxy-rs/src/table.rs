@@ -193,6 +193,8 @@ impl Layout {
         ops.extend([
             self.hooked("pre", ChainKind::Nat, HookPoint::Prerouting, Priority::DSTNAT),
             self.hooked("out", ChainKind::Nat, HookPoint::Output, Priority::DSTNAT),
+            self.hooked("forward", ChainKind::Filter, HookPoint::Forward, Priority::FILTER),
+            self.hooked("input", ChainKind::Filter, HookPoint::Input, Priority::FILTER),
             self.hooked("learn", ChainKind::Filter, HookPoint::Postrouting, BEFORE_SRCNAT),
             self.hooked("post", ChainKind::Nat, HookPoint::Postrouting, Priority::SRCNAT),
         ]);
@@ -214,10 +216,14 @@ impl Layout {
             vec![("pre", vec![Statement::jump("services")]), ("out", vec![Statement::jump("services")])];
         rules.extend(self.service_rules(&words));
         rules.extend(self.dispatch_rules(&words));
-        let is_tcp = Statement::equal(Meta::L4proto, Value::Protocol(Protocol::Tcp.number()));
+        let is_tcp = || Statement::equal(Meta::L4proto, Value::Protocol(Protocol::Tcp.number()));
+        let is_invalid = || Statement::equal(Ct::State, Value::CtState(Ct::STATE_INVALID));
         rules.extend([
-            ("refuse", vec![is_tcp, Statement::Reject(Reject::TcpReset)]),
+            ("refuse", vec![is_tcp(), Statement::Reject(Reject::TcpReset)]),
             ("refuse", vec![Statement::Reject(Reject::PortUnreachable)]),
+            // Out of its connection's window, so nobody translates it back. A client knows nobody of the endpoint's own address and would
+            // answer with a reset, which would end the connection.
+            ("forward", vec![is_tcp(), is_invalid(), Statement::drop()]),
             (
                 "learn",
                 vec![
@@ -227,6 +233,10 @@ impl Layout {
                 ],
             ),
         ]);
+        if let Some(is_pod) = self.is_pod(&words, false) {
+            // The same, where the worker stands in for a client that it masquerades.
+            rules.push(("input", vec![is_tcp(), is_invalid(), is_pod, Statement::drop()]));
+        }
         rules.extend(self.post_rules(&words));
         rules
     }
