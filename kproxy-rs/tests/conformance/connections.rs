@@ -52,8 +52,13 @@ fn nothing_is_left_after_cleanup() {
     lab.serve("web", VIP, &[80], &[1]);
     eventually("the Service is served", || ask(lab.pod(2), &format!("{VIP}:80")).is_ok());
     lab.kill_proxy();
-    assert!(lab.cleanup() && lab.cleanup(), "there may be nothing to clean up");
+    let succeeded = lab.cleanup() && lab.cleanup();
     assert_eq!(lab.nft("list ruleset"), "");
+    if !is_ours_only(
+        "--cleanup also looks for what its other modes left, and says that it failed where there is no ipset",
+    ) {
+        assert!(succeeded, "there may be nothing to clean up");
+    }
 }
 
 #[test]

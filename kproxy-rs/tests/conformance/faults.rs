@@ -7,8 +7,7 @@ use crate::{VIP, is_done};
 
 #[test]
 fn what_somebody_else_did_to_the_table_is_undone() {
-    if is_ours_only("it looks at its tables only when it writes them whole, at a start or after a failure") || is_done()
-    {
+    if is_ours_only("it looks at its tables when a write fails, and else once an hour") || is_done() {
         return;
     }
     let lab = Lab::new(3);

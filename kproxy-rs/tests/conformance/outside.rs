@@ -77,11 +77,11 @@ fn external_policy_local_keeps_the_client_s_address_and_sends_it_nowhere_else() 
         eventually("and for the worker itself", || answer(&lab.worker, to, &[1, 2]));
     }
     eventually("the load balancer hears of it", || {
-        lab.http(30999, "/").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        lab.health_check(30999).is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     });
     place(&lab, &[(2, "w2")]);
     eventually("the load balancer hears of it", || {
-        lab.http(30999, "/").is_some_and(|answer| answer.starts_with("HTTP/1.1 503"))
+        lab.health_check(30999).is_some_and(|answer| answer.starts_with("HTTP/1.1 503"))
     });
     eventually("there are endpoints, but not here", || is_dropped(&lab.outside, &node_port));
     assert_eq!(ask(lab.pod(3), &node_port).unwrap().0, "p2");
@@ -102,12 +102,12 @@ fn the_external_policy_changes_while_clients_ask() {
         eventually("Local: the endpoint here, and the client's address", || {
             answer(&lab.outside, &to, &[1]) && ask(&lab.outside, &to).is_ok_and(|(_, client)| client == OUTSIDE_IP)
         });
-        eventually("load balancers may ask", || lab.http(30999, "/").is_some());
+        eventually("load balancers may ask", || lab.health_check(30999).is_some());
         serve(&lab, &json!({"externalTrafficPolicy": "Cluster"}));
         eventually("Cluster: all endpoints, and the worker's address", || {
             answer(&lab.outside, &to, &[1, 2]) && ask(&lab.outside, &to).is_ok_and(|(_, client)| client == GATEWAY)
         });
-        eventually("nobody needs to ask any more", || lab.http(30999, "/").is_none());
+        eventually("nobody needs to ask any more", || lab.health_check(30999).is_none());
     }
 }
 

@@ -225,10 +225,11 @@ impl Lab {
         nft_in(&self.worker, words)
     }
 
-    /// The proxy's tables as `nft` prints them.
+    /// The proxy's tables as `nft` prints them, but for the names of chains: kube-proxy deletes one that is empty only later.
     pub(crate) fn tables(&self) -> String {
         let table = program::tested().table();
-        self.nft(&format!("list table ip {table}")) + &self.nft(&format!("list table ip6 {table}"))
+        let text = self.nft(&format!("list table ip {table}")) + &self.nft(&format!("list table ip6 {table}"));
+        text.split_inclusive('\n').filter(|line| !line.trim_start().starts_with("chain ")).collect()
     }
 
     /// Writes an object to a key under `/registry/`, made whole as an API server would ([`objects`]).
@@ -288,9 +289,18 @@ impl Lab {
 
     /// The answer to a GET in the worker, status line first; `None` when nobody answers.
     pub(crate) fn http(&self, port: u16, path: &str) -> Option<String> {
+        self.http_at(Ipv4Addr::LOCALHOST, port, path)
+    }
+
+    /// What a load balancer hears when it asks on the `healthCheckNodePort`.
+    pub(crate) fn health_check(&self, port: u16) -> Option<String> {
+        self.http_at(WORKER_IP.parse().unwrap(), port, "/")
+    }
+
+    fn http_at(&self, address: Ipv4Addr, port: u16, path: &str) -> Option<String> {
         self.worker
             .run(|| {
-                let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
+                let mut stream = TcpStream::connect((address, port)).ok()?;
                 stream.set_read_timeout(Some(PATIENCE)).ok()?;
                 write!(stream, "GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n").ok()?;
                 let mut answer = String::new();

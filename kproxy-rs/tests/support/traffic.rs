@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use linux_net::NetNs;
 
+use super::program::{self, Program};
 use super::{AT_ONCE, PATIENCE};
 
 /// Answers each connection to `port` of a pod, of either family, with the pod's name and the client's address, then with what the client sends.
@@ -135,10 +136,19 @@ pub(crate) fn ask_udp(from: &NetNs, to: &str) -> std::io::Result<(String, String
 }
 
 /// Says whether a connection is refused, and at once.
+///
+/// kube-proxy refuses by ICMP, of which the kernel sends a client one a second at most (`net.ipv4.icmp_ratelimit`): one that has been
+/// refused something shortly before waits until its SYN is repeated.
 pub(crate) fn is_refused(from: &NetNs, to: &str) -> bool {
     let start = Instant::now();
     let result = ask(from, to);
-    result.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) && start.elapsed() < AT_ONCE
+    let is_in_time = start.elapsed() < AT_ONCE || program::tested() == Program::KubeProxy;
+    result.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) && is_in_time
+}
+
+/// Says whether a datagram is refused.
+pub(crate) fn is_refused_udp(from: &NetNs, to: &str) -> bool {
+    ask_udp(from, to).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Says whether a connection gets no answer at all.
