@@ -59,6 +59,12 @@ pub enum Command {
     /// The measurements of `bench cni`, in namespaces of their own
     #[command(hide = true)]
     BenchCni(BenchInsideArgs),
+    /// The measurements of `bench kproxy` with running programs, in namespaces of their own
+    #[command(hide = true)]
+    BenchKproxy(BenchKproxyArgs),
+    /// One measurement of `bench kproxy`, of the way from objects to the kernel, in a namespace of its own
+    #[command(hide = true)]
+    BenchRuleset(BenchRulesetArgs),
 }
 
 /// Which lab.
@@ -154,11 +160,14 @@ pub struct LogsArgs {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// What to measure
-    #[arg(value_enum, default_values_t = [What::Boot, What::Flannel, What::Cni])]
+    #[arg(value_enum, default_values_t = [What::Boot, What::Flannel, What::Cni, What::Kproxy])]
     pub what: Vec<What>,
     /// How often each case is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repeat: u32,
+    /// With how many Services `kproxy` is measured; some cases have a hundredth or a tenth of that, or three times as many
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=100_000))]
+    pub services: u32,
     /// Also write the numbers to this directory, as JSON
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -169,6 +178,22 @@ pub struct BenchArgs {
 pub struct BenchInsideArgs {
     /// How often each case is measured
     pub repeat: u32,
+}
+
+/// `knetsim bench-kproxy`
+#[derive(Debug, Args)]
+pub struct BenchKproxyArgs {
+    /// How often each case is measured
+    pub repeat: u32,
+    /// How many Services are many
+    pub services: u32,
+}
+
+/// `knetsim bench-ruleset`
+#[derive(Debug, Args)]
+pub struct BenchRulesetArgs {
+    /// Number of Services
+    pub services: u32,
 }
 
 /// `knetsim bench-topology`

@@ -36,5 +36,7 @@ fn try_main(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::BenchTopology(args) => cmd::bench::boot::topology(&args),
         Command::BenchFlannel(args) => cmd::bench::flannel::inside(&args),
         Command::BenchCni(args) => cmd::bench::cni::inside(&args),
+        Command::BenchKproxy(args) => cmd::bench::kproxy::inside(&args),
+        Command::BenchRuleset(args) => cmd::bench::kproxy::ruleset::inside(&args),
     }
 }

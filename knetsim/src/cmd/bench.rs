@@ -6,8 +6,11 @@
 mod agent;
 pub mod boot;
 pub mod cni;
+mod etcd;
 pub mod flannel;
+pub mod kproxy;
 mod leases;
+mod process;
 mod table;
 
 use std::{
@@ -22,6 +25,7 @@ use linux_net::{
     process::CommandNamespaceExt as _,
     sandbox::{self as namespaces, Namespaces, mount},
 };
+use serde::de::DeserializeOwned;
 
 use crate::{cli::BenchArgs, lab::Lab, prompt::execute::print};
 
@@ -34,6 +38,9 @@ pub enum What {
     Flannel,
     /// The CNI plugins: ADD and DEL of a pod, masquerade, host ports, a full range; beside the Go plugins
     Cni,
+    /// The service proxy: objects to kernel, restart, one change, start, connections, churn; beside kube-proxy where that is
+    /// installed
+    Kproxy,
 }
 
 /// Measures and prints a table for each part.
@@ -52,6 +59,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             What::Boot => ("boot", boot::measure(args.repeat)?),
             What::Flannel => ("flannel", flannel::measure(args.repeat)?),
             What::Cni => ("cni", cni::measure(args.repeat)?),
+            What::Kproxy => ("kproxy", kproxy::measure(args.repeat, args.services)?),
         };
         print(&format!("{name}: {} runs each; {}\n{}", args.repeat, load, table::render(&cases)))?;
         if let Some(directory) = &args.out {
@@ -61,10 +69,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a hidden subcommand that measures in namespaces of its own, and reads the cases that it prints.
-fn in_child(subcommand: &str, repeat: u32) -> anyhow::Result<Vec<table::Case>> {
+/// Runs a hidden subcommand that measures in namespaces of its own, and reads what it prints: cases, or bare numbers.
+fn in_child<T: DeserializeOwned>(subcommand: &str, numbers: &[u32]) -> anyhow::Result<T> {
     let output = Command::new(std::env::current_exe()?)
-        .args([subcommand, &repeat.to_string()])
+        .arg(subcommand)
+        .args(numbers.iter().map(u32::to_string))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .die_with_parent()

@@ -37,24 +37,11 @@ pub fn id(worker: &Node) -> DaemonId {
 /// When the program is missing, needs what the lab does not have, or the worker has no namespace.
 pub fn spec(cluster: &Cluster, worker: &Node, pods: &PodNetwork, choice: Impl) -> anyhow::Result<Option<DaemonSpec>> {
     let (program, arguments, environment) = match choice {
-        Impl::Rust => {
-            let arguments = vec![
-                format!("--etcd-endpoints={}", cluster.etcd_endpoints()),
-                format!("--hostname-override={}", worker.name),
-                format!("--cluster-cidr={}", pods.cidr),
-                format!("--healthz-bind-address=127.0.0.1:{HEALTHZ_PORT}"),
-                format!("--metrics-bind-address=127.0.0.1:{METRICS_PORT}"),
-            ];
-            (program("kproxy-rs")?, arguments, Vec::new())
-        }
+        Impl::Rust => (program("kproxy-rs")?, arguments(&cluster.etcd_endpoints(), worker, pods).into(), Vec::new()),
         Impl::Nft => return Ok(None),
         Impl::Real => {
-            let directory = node_directory(&worker.name);
-            let (kubeconfig, config) = (directory.join("kube-proxy.kubeconfig"), directory.join("kube-proxy.json"));
-            let server = format!("http://{}", apiserver::address(apiserver::node(cluster)?));
-            write_file(&kubeconfig, &format!("{:#}\n", real_kubeconfig(&server)))?;
-            write_file(&config, &format!("{:#}\n", real_config(worker, pods, &kubeconfig)))?;
-            (real_program("kube-proxy")?, vec![format!("--config={}", config.display())], Vec::new())
+            let arguments = real_arguments(cluster, worker, pods, &node_directory(&worker.name))?;
+            (real_program("kube-proxy")?, arguments.into(), Vec::new())
         }
     };
     Ok(Some(DaemonSpec {
@@ -66,6 +53,36 @@ pub fn spec(cluster: &Cluster, worker: &Node, pods: &PodNetwork, choice: Impl) -
         log: node_directory(&worker.name).join("kproxy.log"),
         restart: true,
     }))
+}
+
+/// The arguments of the daemon.
+#[must_use]
+pub fn arguments(etcd_endpoints: &str, worker: &Node, pods: &PodNetwork) -> [String; 5] {
+    [
+        format!("--etcd-endpoints={etcd_endpoints}"),
+        format!("--hostname-override={}", worker.name),
+        format!("--cluster-cidr={}", pods.cidr),
+        format!("--healthz-bind-address=127.0.0.1:{HEALTHZ_PORT}"),
+        format!("--metrics-bind-address=127.0.0.1:{METRICS_PORT}"),
+    ]
+}
+
+/// The arguments of the real one, which follows the API of the cluster; its configuration is written to a directory.
+///
+/// # Errors
+///
+/// When the directory cannot be written to.
+pub fn real_arguments(
+    cluster: &Cluster,
+    worker: &Node,
+    pods: &PodNetwork,
+    directory: &Path,
+) -> anyhow::Result<[String; 1]> {
+    let (kubeconfig, config) = (directory.join("kube-proxy.kubeconfig"), directory.join("kube-proxy.json"));
+    let server = format!("http://{}", apiserver::address(apiserver::node(cluster)?));
+    write_file(&kubeconfig, &format!("{:#}\n", real_kubeconfig(&server)))?;
+    write_file(&config, &format!("{:#}\n", real_config(worker, pods, &kubeconfig)))?;
+    Ok([format!("--config={}", config.display())])
 }
 
 /// Where the real one finds the API: a file as kubectl's, with one cluster and no user.

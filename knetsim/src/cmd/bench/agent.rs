@@ -2,9 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -13,15 +12,11 @@ use ipnet::{IpNet, Ipv4Net};
 use linux_net::{
     NetNs, Netlink,
     netlink::{Event, Group, Monitor, Route},
-    process::CommandNamespaceExt as _,
-};
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeVal,
 };
 use tokio::{io::unix::AsyncFd, sync::oneshot};
 
-use crate::{component::flannel, lab::Node, sandbox, supervisor::log_tail};
+use super::process::{Memory, Process, Side};
+use crate::{component::flannel, lab::Node};
 
 /// How often the subnet file is looked for.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
@@ -30,30 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often an agent that is waited for is looked at, whether it still runs.
 const ALIVE_EVERY: Duration = Duration::from_millis(100);
 
-/// An implementation of the agent.
-#[derive(Debug, Clone)]
-pub(super) struct Side {
-    /// Its program's name.
-    pub(super) name: &'static str,
-    /// Where that is.
-    pub(super) program: PathBuf,
-}
-
-/// Memory of a process, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Memory {
-    /// Resident: all pages that it has in memory.
-    pub(super) resident: u64,
-    /// Proportional: of a page that several processes share, its part.
-    pub(super) proportional: u64,
-}
-
 /// An agent that runs.
 pub(super) struct Agent {
-    child: Child,
-    log: PathBuf,
+    process: Process,
     netns: NetNs,
-    began: Instant,
     file: oneshot::Receiver<Instant>,
     written: Option<Instant>,
     monitor: AsyncFd<Monitor>,
@@ -75,33 +50,24 @@ impl Agent {
         )]
         let monitor = AsyncFd::new(monitor)?;
         let subnet_file = directory.join(format!("{}.env", worker.name));
-        let log = directory.join(format!("{}.log", worker.name));
         let mut command = Command::new(&side.program);
-        command
-            .args(flannel::arguments(etcd, &worker.interface(), &subnet_file))
-            .env("PATH", sandbox::path_variable()?)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).with_context(|| format!("write {}", log.display()))?)
-            .in_netns(&netns)
-            .die_with_parent();
-        let began = Instant::now();
+        command.args(flannel::arguments(etcd, &worker.interface(), &subnet_file));
         let file = watch_for(subnet_file)?;
-        let child = command.spawn().with_context(|| format!("start {}", side.program.display()))?;
-        Ok(Self { child, log, netns, began, file, written: None, monitor, overrun: false, routes: BTreeMap::new() })
+        let process = Process::start(command, &netns, &directory.join(format!("{}.log", worker.name)))?;
+        Ok(Self { process, netns, file, written: None, monitor, overrun: false, routes: BTreeMap::new() })
     }
 
     /// Waits for the subnet file; returns the time from the start of the process to its appearance.
     pub(super) async fn subnet_file(&mut self) -> anyhow::Result<Duration> {
-        self.until("its subnet file", |agent| agent.written).await.map(|written| written - self.began)
+        self.until("its subnet file", |agent| agent.written).await.map(|written| written - self.process.began)
     }
 
     /// Waits until the kernel has so many routes to peers; returns the time from the start of the process to the last one.
     pub(super) async fn routes(&mut self, count: usize) -> anyhow::Result<Duration> {
         let complete = |agent: &Self| {
-            (agent.routes.len() >= count).then(|| agent.routes.values().max().copied().unwrap_or(agent.began))
+            (agent.routes.len() >= count).then(|| agent.routes.values().max().copied().unwrap_or(agent.process.began))
         };
-        self.until("its routes", complete).await.map(|last| last - self.began)
+        self.until("its routes", complete).await.map(|last| last - self.process.began)
     }
 
     /// Waits for the route to a peer's subnet; returns the moment at which the kernel had it.
@@ -111,23 +77,12 @@ impl Agent {
 
     /// Reads the process's memory.
     pub(super) fn memory(&self) -> anyhow::Result<Memory> {
-        let read = |file: &str, field: &str| {
-            let path = format!("/proc/{}/{file}", self.child.id());
-            let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-            let line = text.lines().find_map(|line| line.strip_prefix(field)).context("a field is missing")?;
-            let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-            anyhow::Ok(kibibytes * 1024)
-        };
-        Ok(Memory { resident: read("status", "VmRSS:")?, proportional: read("smaps_rollup", "Pss:")? })
+        self.process.memory()
     }
 
     /// Ends the process; returns the CPU time of it and of the programs that it ran.
-    pub(super) fn end(mut self) -> anyhow::Result<Duration> {
-        let before = children_cpu_time()?;
-        // Hard: nothing here is needed afterwards, and flanneld may take minutes for the soft way.
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(children_cpu_time()?.saturating_sub(before))
+    pub(super) fn end(self) -> anyhow::Result<Duration> {
+        self.process.end()
     }
 
     /// Takes in what the kernel and the watched file say until `look` finds what it looks for.
@@ -153,12 +108,10 @@ impl Agent {
                     }
                 }
                 _ = alive.tick() => {
-                    if let Some(status) = self.child.try_wait()? {
-                        bail!("it ended ({status}) before {what} was there; {}", self.last_words());
-                    }
+                    self.process.check(what)?;
                 }
                 () = tokio::time::sleep_until(deadline) => {
-                    bail!("{what} not there after {PATIENCE:?}; {}", self.last_words());
+                    bail!("{what} not there after {PATIENCE:?}; {}", self.process.last_words());
                 }
             }
         }
@@ -204,18 +157,6 @@ impl Agent {
             self.routes.entry(subnet).or_insert(now);
         }
     }
-
-    fn last_words(&self) -> String {
-        format!("last lines of its log:\n{}", log_tail(&self.log, 12))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // It has ended already, unless something went wrong.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Looks for a file in a thread of its own: the clock of an async runtime is too coarse for that.
@@ -232,13 +173,4 @@ fn watch_for(file: PathBuf) -> anyhow::Result<oneshot::Receiver<Instant>> {
         let _ = found.send(Instant::now());
     })?;
     Ok(receiver)
-}
-
-/// CPU time, user and system, of all children that have ended and been waited for, and of theirs.
-fn children_cpu_time() -> anyhow::Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let duration = |time: TimeVal| -> anyhow::Result<Duration> {
-        Ok(Duration::from_secs(u64::try_from(time.tv_sec())?) + Duration::from_micros(u64::try_from(time.tv_usec())?))
-    };
-    Ok(duration(usage.user_time())? + duration(usage.system_time())?)
 }

@@ -57,7 +57,7 @@ pub(super) fn measure(repeat: u32) -> anyhow::Result<Vec<Case>> {
             ))?;
         }
     }
-    super::in_child("bench-cni", repeat)
+    super::in_child("bench-cni", &[repeat])
 }
 
 /// Measures in namespaces of this process and prints the cases as JSON.

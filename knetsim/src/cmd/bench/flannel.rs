@@ -22,8 +22,10 @@ use anyhow::Context;
 use linux_net::NetNs;
 
 use super::{
-    agent::{Agent, Memory, Side},
-    leases::{Leases, endpoint, subnet},
+    agent::Agent,
+    etcd::endpoint,
+    leases::{Leases, subnet},
+    process::{Memory, Side},
     table::{Case, Unit},
 };
 use crate::{
@@ -51,7 +53,7 @@ pub(super) fn measure(repeat: u32) -> anyhow::Result<Vec<Case>> {
     if impls::find_for(Component::Flannel, Impl::Real, "flanneld").is_none() {
         super::warn("flanneld is not installed, so flannel-rs is measured alone; `knetsim doctor` says how to get it")?;
     }
-    super::in_child("bench-flannel", repeat)
+    super::in_child("bench-flannel", &[repeat])
 }
 
 /// Measures in namespaces of this process and prints the cases as JSON.
@@ -135,8 +137,8 @@ impl Numbers {
     }
 
     fn note_memory(&mut self, scene: Scene, memory: Memory) {
-        self.0.entry((scene, Quantity::Resident)).or_default().push(megabytes(memory.resident));
-        self.0.entry((scene, Quantity::Proportional)).or_default().push(megabytes(memory.proportional));
+        self.0.entry((scene, Quantity::Resident)).or_default().push(memory.resident_megabytes());
+        self.0.entry((scene, Quantity::Proportional)).or_default().push(memory.proportional_megabytes());
     }
 }
 
@@ -216,10 +218,4 @@ impl Bench<'_> {
         let worker = self.workers.next().context("there are not enough workers")?;
         Agent::start(side, worker, &self.etcd, Path::new(DIRECTORY))
     }
-}
-
-/// In units of 2^20 bytes, as `ps` and `top` show them.
-#[expect(clippy::cast_precision_loss, reason = "no process has 2^53 bytes")]
-fn megabytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }

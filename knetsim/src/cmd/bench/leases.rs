@@ -1,22 +1,14 @@
 //! A real etcd with the leases of workers that do not exist.
 
-use std::{
-    fs::File,
-    net::{Ipv4Addr, SocketAddr},
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{net::Ipv4Addr, path::Path};
 
-use anyhow::{Context, bail};
-use etcd_client::{Client, DeleteOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{DeleteOptions, PutOptions, Txn, TxnOp};
 use ipnet::Ipv4Net;
-use linux_net::{NetNs, process::CommandNamespaceExt as _};
 
+use super::etcd::Etcd;
 use crate::{
-    component::{etcd, flannel, real_program},
+    component::flannel,
     lab::{Lab, Node},
-    supervisor::log_tail,
 };
 
 /// Where leases stand, with flanneld's default prefix.
@@ -29,13 +21,10 @@ const FIRST_SUBNET: Ipv4Addr = Ipv4Addr::new(11, 20, 0, 0);
 const PER_TRANSACTION: u32 = 100;
 /// A day, as flanneld's leases.
 const TTL_SECONDS: i64 = 86_400;
-/// How long etcd may take to elect itself.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An etcd of one member, with its data in memory.
+/// An etcd of one member with leases in it.
 pub(super) struct Leases {
-    child: Child,
-    client: Client,
+    etcd: Etcd,
     /// etcd's own lease, to which the keys of all workers that do not exist are tied.
     lease_id: i64,
 }
@@ -44,43 +33,22 @@ impl Leases {
     /// Starts etcd on the lab's first member and writes the network configuration. The calling thread must be in the member's
     /// namespace.
     pub(super) async fn start(lab: &Lab, member: &Node, directory: &Path) -> anyhow::Result<Self> {
-        let netns = NetNs::open(&member.name)?;
-        let endpoint = endpoint(member);
-        let log = directory.join("etcd.log");
-        let child = Command::new(real_program("etcd")?)
-            .arg("--data-dir")
-            .arg(directory.join("etcd"))
-            .args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
-            .args(["--listen-peer-urls", "http://127.0.0.1:2380", "--logger", "zap", "--log-level", "warn"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).with_context(|| format!("write {}", log.display()))?)
-            .in_netns(&netns)
-            .die_with_parent()
-            .spawn()
-            .context("start etcd")?;
-        let deadline = Instant::now() + START_TIMEOUT;
-        while !etcd::is_healthy(&netns, member) {
-            if Instant::now() > deadline {
-                bail!("etcd is not healthy after {START_TIMEOUT:?}; last lines of its log:\n{}", log_tail(&log, 12));
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let mut client = Client::connect([endpoint], None).await.context("connect to etcd")?;
+        let etcd = Etcd::start(member, directory).await?;
+        let mut client = etcd.client.clone();
         client.put(flannel::CONFIG_KEY, lab.pods.flannel_config.as_str(), None).await?;
         let lease_id = client.lease_grant(TTL_SECONDS, None).await?.id();
-        Ok(Self { child, client, lease_id })
+        Ok(Self { etcd, lease_id })
     }
 
     /// Takes all leases out of etcd, then puts in those of the first `count` workers that do not exist.
     pub(super) async fn reset(&mut self, count: u32) -> anyhow::Result<()> {
-        self.client.delete(SUBNETS, Some(DeleteOptions::new().with_prefix())).await?;
+        self.etcd.client.delete(SUBNETS, Some(DeleteOptions::new().with_prefix())).await?;
         for first in (0..count).step_by(PER_TRANSACTION as usize) {
             let puts = (first..count.min(first + PER_TRANSACTION)).map(|number| {
                 let (_, key, value) = lease(number);
                 TxnOp::put(key, value, Some(PutOptions::new().with_lease(self.lease_id)))
             });
-            self.client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await?;
+            self.etcd.client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await?;
         }
         Ok(())
     }
@@ -88,22 +56,9 @@ impl Leases {
     /// Puts the lease of worker `number` in.
     pub(super) async fn put(&mut self, number: u32) -> anyhow::Result<()> {
         let (_, key, value) = lease(number);
-        self.client.put(key, value, Some(PutOptions::new().with_lease(self.lease_id))).await?;
+        self.etcd.client.put(key, value, Some(PutOptions::new().with_lease(self.lease_id))).await?;
         Ok(())
     }
-}
-
-impl Drop for Leases {
-    fn drop(&mut self) {
-        // All it knew is in memory.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Where a member serves clients.
-pub(super) fn endpoint(member: &Node) -> String {
-    format!("http://{}", SocketAddr::from((member.address, crate::lab::ETCD_CLIENT_PORT)))
 }
 
 /// The subnet of worker `number`, from 0.
