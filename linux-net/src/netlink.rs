@@ -5,6 +5,7 @@
 mod decode;
 mod display;
 mod encode;
+mod index;
 mod monitor;
 mod observed;
 mod op;
@@ -20,6 +21,8 @@ pub use op::{
 pub use traffic::{Qdisc, TokenBucket};
 
 use std::{collections::BTreeMap, net::IpAddr};
+
+use std::os::fd::AsFd as _;
 
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::{
@@ -134,7 +137,7 @@ impl Netlink {
     }
 
     /// Looks up the numbers of the links that an operation names and that the kernel wants as numbers.
-    fn resolve(&mut self, op: &Op, indexes: &mut BTreeMap<IfName, Index>) -> Result<()> {
+    fn resolve(&self, op: &Op, indexes: &mut BTreeMap<IfName, Index>) -> Result<()> {
         for name in op.links_by_index() {
             if indexes.contains_key(name) {
                 continue;
@@ -167,14 +170,12 @@ impl Netlink {
         request.attributes.push(LinkAttribute::IfName(name.to_string()));
         let Some(message) = self.link_message(request)? else { return Ok(None) };
         // A link that points at others bears their numbers; their names are asked for only then.
-        let mut others = Vec::new();
-        for index in decode::referred(&message) {
-            let mut request = LinkMessage::default();
-            request.header.index = index;
-            request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-            others.extend(self.link_message(request)?);
+        let mut others = Names::default();
+        for number in decode::referred(&message) {
+            let name = index::name_of(self.socket.as_fd(), number).map_err(|errno| listing("ip link show", errno))?;
+            others.extend(name.map(|name| Names::one(number, &name)).unwrap_or_default());
         }
-        decode::link(&message, &Names::of(&others)).map(Some)
+        decode::link(&message, &others).map(Some)
     }
 
     fn link_message(&mut self, request: LinkMessage) -> Result<Option<LinkMessage>> {
@@ -183,6 +184,15 @@ impl Netlink {
             Err(Errno::ENODEV) => Ok(None),
             Err(errno) => Err(listing("ip link show", errno)),
         }
+    }
+
+    /// Whether there is a link of this name; cheaper than [`Netlink::link`].
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn has_link(&self, name: &IfName) -> Result<bool> {
+        self.index_if_there(name).map(|index| index.is_some())
     }
 
     /// All addresses of the namespace, IPv4 and IPv6.
@@ -356,16 +366,12 @@ impl Netlink {
         Ok(of_dev.flat_map(|message| decode::vlans(&message, dev)).collect())
     }
 
-    fn index(&mut self, dev: &IfName) -> Result<Index> {
+    fn index(&self, dev: &IfName) -> Result<Index> {
         self.index_if_there(dev)?.ok_or_else(|| listing(&format!("ip link show {dev}"), Errno::ENODEV))
     }
 
-    /// The number of the link of this name; cheaper than all of it.
-    fn index_if_there(&mut self, dev: &IfName) -> Result<Option<Index>> {
-        let mut request = LinkMessage::default();
-        request.attributes.push(LinkAttribute::IfName(dev.to_string()));
-        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        Ok(self.link_message(request)?.map(|message| message.header.index))
+    fn index_if_there(&self, dev: &IfName) -> Result<Option<Index>> {
+        index::of_name(self.socket.as_fd(), dev).map_err(|errno| listing(&format!("ip link show {dev}"), errno))
     }
 
     fn names(&mut self) -> Result<Names> {

@@ -2,6 +2,10 @@
 
 #![expect(unsafe_code, reason = "what runs between fork and exec, and one system call that no library wraps")]
 
+mod entry;
+
+pub use entry::run as run_short;
+
 use std::{
     io,
     os::{

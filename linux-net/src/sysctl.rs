@@ -6,11 +6,14 @@
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::FileExt as _,
     path::PathBuf,
 };
 
 use crate::error::{Error, Result};
+
+/// The kernel gives no parameter more room than this.
+const PAGE_BYTES: usize = 4096;
 
 /// Reads a parameter, without the line end.
 ///
@@ -40,15 +43,14 @@ pub fn get(key: &str) -> Result<String> {
 /// permission error, and [`Error::SysctlNotTaken`] when the kernel ignored the write.
 pub fn set(key: &str, value: &str) -> Result<()> {
     let path = path_of(key)?;
-    let mut found = String::new();
-    let mut replace = || {
-        let mut file = File::options().read(true).write(true).open(&path)?;
-        file.write_all(value.as_bytes())?;
-        file.rewind()?;
-        file.read_to_string(&mut found).map(drop)
+    let replace = || {
+        let file = File::options().read(true).write(true).open(&path)?;
+        file.write_all_at(value.as_bytes(), 0)?;
+        let mut found = [0; PAGE_BYTES];
+        let length = file.read_at(&mut found, 0)?;
+        Ok(String::from_utf8_lossy(&found[..length]).trim_end().to_owned())
     };
-    replace().map_err(|source| Error::File { action: "write", path, source })?;
-    let found = found.trim_end().to_owned();
+    let found = replace().map_err(|source| Error::File { action: "write", path, source })?;
     // A parameter of several numbers reads back with tabs between them.
     if found.split_whitespace().eq(value.split_whitespace()) {
         return Ok(());

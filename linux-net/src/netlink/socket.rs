@@ -17,7 +17,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
@@ -32,8 +32,10 @@ const DATAGRAM_BYTES: usize = 64 << 10;
 const DUMP_TRIES: u32 = 10;
 
 pub(super) struct Socket {
-    socket: netlink_sys::Socket,
+    kernel: netlink_sys::Socket,
     sequence: u32,
+    /// What was received last.
+    datagram: Vec<u8>,
 }
 
 impl Socket {
@@ -52,7 +54,7 @@ impl Socket {
         for group in groups {
             socket.add_membership(*group).map_err(failed)?;
         }
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { kernel: socket, sequence: 0, datagram: Vec::with_capacity(DATAGRAM_BYTES) })
     }
 
     /// Adds a request to `buffer`; returns its sequence number.
@@ -118,10 +120,9 @@ impl Socket {
         const CHANGED: u16 = netlink_packet_core::NLM_F_DUMP_INTR;
         let errno = |error: &Error| error.errno().unwrap_or(Errno::EIO);
         let mut buffer = Vec::new();
-        // A dump ends by NLMSG_DONE; a single answer is followed by the acknowledgement.
-        let flags = if flags == 0 { NLM_F_ACK } else { flags };
         let number = self.append(&mut buffer, message, flags);
         self.send(&buffer).map_err(|error| errno(&error))?;
+        let is_dump = flags & NLM_F_DUMP == NLM_F_DUMP;
         let mut answer = Vec::new();
         let mut changed = false;
         loop {
@@ -131,7 +132,8 @@ impl Socket {
                 }
                 changed |= message.header.flags & CHANGED != 0;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => answer.push(inner),
+                    NetlinkPayload::InnerMessage(inner) if is_dump => answer.push(inner),
+                    NetlinkPayload::InnerMessage(inner) => return Ok(vec![inner]),
                     NetlinkPayload::Done(_) if changed => return Err(Errno::EINTR),
                     NetlinkPayload::Done(_) => return Ok(answer),
                     NetlinkPayload::Error(error) => {
@@ -147,26 +149,26 @@ impl Socket {
     }
 
     fn send(&self, buffer: &[u8]) -> Result<()> {
-        self.socket.send(buffer, 0).map_err(|error| Error::system("send to the kernel", error))?;
+        self.kernel.send(buffer, 0).map_err(|error| Error::system("send to the kernel", error))?;
         Ok(())
     }
 
     /// Waits for the next datagram and reads its messages.
-    pub(super) fn receive(&self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
-        let datagram = loop {
-            let mut datagram = Vec::with_capacity(DATAGRAM_BYTES);
-            match self.socket.recv(&mut datagram, libc::MSG_TRUNC) {
-                Ok(length) if length > datagram.len() => {
+    pub(super) fn receive(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+        loop {
+            self.datagram.clear();
+            match self.kernel.recv(&mut self.datagram, libc::MSG_TRUNC) {
+                Ok(length) if length > self.datagram.len() => {
                     let reason = format!("it has {length} bytes, more than {DATAGRAM_BYTES}");
                     return Err(Error::Malformed { what: "a netlink datagram", reason });
                 }
-                Ok(_) => break datagram,
+                Ok(_) => break,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {} // by a signal
                 Err(error) => return Err(Error::system("receive from the kernel", error)),
             }
-        };
+        }
         let mut messages = Vec::new();
-        let mut rest = &datagram[..];
+        let mut rest = &self.datagram[..];
         while rest.len() >= NETLINK_HEADER_BYTES {
             let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
             if length < NETLINK_HEADER_BYTES || length > rest.len() {
@@ -182,7 +184,7 @@ impl Socket {
     }
 
     pub(super) fn set_non_blocking(&self, on: bool) -> Result<()> {
-        self.socket.set_non_blocking(on).map_err(|error| Error::system("set up a netlink socket", error))
+        self.kernel.set_non_blocking(on).map_err(|error| Error::system("set up a netlink socket", error))
     }
 }
 
@@ -218,12 +220,12 @@ const NETLINK_HEADER_BYTES: usize = 16;
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+        self.kernel.as_raw_fd()
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.kernel.as_fd()
     }
 }
