@@ -64,7 +64,7 @@ impl Plugin for Bandwidth {
         let mut host = Netlink::open()?;
         let veth = host_end(&mut host, env, &result)?;
         let ifb = plan::ifb_name(&conf.network, &env.container_id)?;
-        if config.egress.is_some() && host.link(&ifb)?.is_some() {
+        if config.egress.is_some() && host.has_link(&ifb)? {
             let error = Error::config(format!("adding link: {ifb} is there already"));
             return Err(error.with_details("a container can have one interface with a limit on each network"));
         }

@@ -1,8 +1,9 @@
 //! One binary under many names: the name it is called by (`argv[0]`) chooses the plugin.
 
+#![no_main]
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use cni_plugin::{cnitool, install, plugin};
@@ -29,7 +30,10 @@ enum Command {
     Cnitool(cnitool::Arguments),
 }
 
-fn main() -> ExitCode {
+linux_net::short_main!(run);
+
+/// Returns the exit code.
+fn run() -> u8 {
     let called_as = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
     let name = called_as.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     // A plugin is a short-lived process that every container start waits for: nothing else happens before this.
@@ -45,11 +49,11 @@ fn main() -> ExitCode {
         Command::Cnitool(arguments) => cnitool::run(&arguments, |key| std::env::var(key).ok(), &mut std::io::stdout()),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             // Nobody is left to tell when standard error is closed.
             let _ = writeln!(std::io::stderr(), "{error}");
-            ExitCode::FAILURE
+            1
         }
     }
 }

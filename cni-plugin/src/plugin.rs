@@ -7,7 +7,6 @@
 //! ```
 
 use std::io::{Read, Write};
-use std::process::ExitCode;
 
 use crate::bandwidth::Bandwidth;
 use crate::bridge::Bridge;
@@ -107,9 +106,9 @@ pub fn dispatch(plugin: &dyn Plugin, command: Command, env: &Environment, conf: 
     }
 }
 
-/// Runs a plugin as a program: this process's environment and standard streams.
+/// Runs a plugin as a program, with this process's environment and standard streams, and returns the exit code.
 #[must_use]
-pub fn run(plugin: &dyn Plugin) -> ExitCode {
+pub fn run(plugin: &dyn Plugin) -> u8 {
     let answer = answer(
         plugin,
         |name| std::env::var(name).ok(),
@@ -120,10 +119,8 @@ pub fn run(plugin: &dyn Plugin) -> ExitCode {
         },
     );
     // A runtime that closed the pipe wants no answer, and there is no other channel to complain on.
-    match std::io::stdout().write_all(answer.text.as_bytes()) {
-        Ok(()) if answer.is_success => ExitCode::SUCCESS,
-        Ok(()) | Err(_) => ExitCode::FAILURE,
-    }
+    let written = std::io::stdout().write_all(answer.text.as_bytes());
+    (written.is_err() || !answer.is_success).into()
 }
 
 /// What a plugin prints, and how it ends.

@@ -43,7 +43,7 @@ pub fn add_veth(
         let name: IfName = format!("veth{:08x}", random & 0xffff_ffff).parse()?;
         tries += 1;
         // A mark must not come onto somebody else's link, so that a name that is taken is not even tried.
-        if host.link(&name)?.is_some() && tries < TRIES {
+        if host.has_link(&name)? && tries < TRIES {
             continue;
         }
         let mut veth = Veth::new(name.clone(), pod_end.clone(), Some(netns));
@@ -61,7 +61,7 @@ pub fn add_veth(
 ///
 /// Code 100 when it is.
 pub fn must_be_free(pod: &mut Netlink, pod_end: &IfName) -> Result<()> {
-    if pod.link(pod_end)?.is_none() {
+    if !pod.has_link(pod_end)? {
         return Ok(());
     }
     let msg = format!("container veth name provided ({pod_end}) already exists");

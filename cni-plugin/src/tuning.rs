@@ -76,7 +76,7 @@ impl Plugin for Tuning {
         // A file that is cut short says nothing, and an interface that has gone needs nothing.
         if let (Some(before), Some(netns)) = (backup.settings(), namespace::open_if_there(env)?) {
             let mut pod = Netlink::open_in(&netns)?;
-            if pod.link(env.ifname()?)?.is_some() {
+            if pod.has_link(env.ifname()?)? {
                 // What the kernel refuses now it will refuse the next time too, and the container would stay attached for ever.
                 drop(change(&mut pod, env.ifname()?, &before));
             }

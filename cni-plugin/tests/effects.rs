@@ -195,6 +195,22 @@ fn tuning_is_seen_in_the_pod_and_taken_back() {
 }
 
 #[test]
+fn a_runtime_that_closes_the_standard_streams_gets_nothing_into_its_files() {
+    if !enter_sandbox() {
+        return;
+    }
+    let (plugins, data) = (install_ours(), tempfile::tempdir().unwrap());
+    let conf = bridge_conf(data.path(), json!({}));
+    netns("pod");
+    let environment = "CNI_COMMAND=ADD CNI_CONTAINERID=pod CNI_IFNAME=eth0 CNI_NETNS=/run/netns/pod CNI_PATH=";
+    let plugins = plugins.path().display();
+    sh(&format!("echo '{conf}' | {environment}{plugins} {plugins}/host-local >&- 2>&-"));
+    let expected = [("10.9.0.2", "pod\r\neth0"), ("last_reserved_ip.0", "10.9.0.2"), ("lock", "")];
+    let expected = expected.map(|(name, text)| (name.to_owned(), text.to_owned()));
+    assert_eq!(files(&data.path().join("lab")), expected.into());
+}
+
+#[test]
 fn an_allow_list_keeps_other_parameters_from_being_set() {
     if !enter_sandbox() {
         return;

@@ -233,7 +233,7 @@ pub fn configure_gateway(host: &mut Netlink, config: &Config, wanted: &[IpNet]) 
 fn vlan_interface(host: &mut Netlink, config: &Config) -> Result<IfName> {
     let name = format!("{}.{}", config.bridge, config.vlans.native);
     let name: IfName = name.parse().map_err(|error| Error::config(format!("interface of the VLAN: {error}")))?;
-    if host.link(&name)?.is_some() {
+    if host.has_link(&name)? {
         return Ok(name);
     }
     let mtu = pod::required(host, &config.bridge)?.mtu_bytes;
