@@ -103,6 +103,12 @@ impl Error {
         self.errno() == Some(Errno::EEXIST)
     }
 
+    /// Says whether a set holds as many elements as it was declared for (`ENFILE`).
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.errno() == Some(Errno::ENFILE)
+    }
+
     /// Says whether the caller lacks a privilege (`EPERM`, `EACCES`).
     #[must_use]
     pub fn is_permission(&self) -> bool {

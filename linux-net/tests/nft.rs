@@ -124,7 +124,20 @@ fn ranges_of_a_foreign_set_read_back() -> Result<()> {
     assert_eq!(shown(nft.elements(&ports)?), ["80", "8000-8009", "60000-65535"]);
     let mut weak = Set::map(&table, "weak", Spec::types([Type::Ipv4Addr]), Spec::types([Type::Mark]));
     weak.timeout = Some(Duration::from_hours(1));
-    assert_eq!(shown(nft.elements(&weak)?), ["10.0.0.1 timeout 5s : 0x00000007"]);
+    let found = nft.elements(&weak)?;
+    let [element] = &found[..] else { panic!("{found:?}") };
+    assert!(element.expires.is_some_and(|left| left <= Duration::from_secs(5)), "{element}");
+    assert_eq!(Element { expires: None, ..element.clone() }.to_string(), "10.0.0.1 timeout 5s : 0x00000007");
+    // What is left of the time is written as it was read.
+    let left = Some(Duration::from_secs(2));
+    let again = Element { expires: left, ..element.clone() };
+    let change = [
+        Op::DelElements { set: weak.clone(), elements: found },
+        Op::AddElements { set: weak.clone(), elements: vec![again] },
+    ];
+    nft.commit(&Batch(change.into()))?;
+    let expires = nft.elements(&weak)?[0].expires;
+    assert!(expires > Some(Duration::from_secs(1)) && expires <= left, "{expires:?}");
     let gone = Set::new(&table, "gone", Spec::types([Type::Mark]));
     assert!(nft.elements(&gone).unwrap_err().is_not_found());
     Ok(())

@@ -106,10 +106,12 @@ pub(super) fn elements(set: &Set, messages: &[Vec<u8>]) -> Result<Vec<Element>> 
                     (Some(types), Some(data)) => Some(Data::Value(bytes::read_all(&data, types, false)?)),
                     _ => verdict(raw).map(Data::Verdict),
                 };
-                let timeout = raw.get_u64(sys::NFTNL_SET_ELEM_TIMEOUT).map(std::time::Duration::from_millis);
+                let time = |attribute: u32| raw.get_u64(attribute).map(std::time::Duration::from_millis);
+                let timeout = time(sys::NFTNL_SET_ELEM_TIMEOUT);
+                let expires = time(sys::NFTNL_SET_ELEM_EXPIRATION);
                 let is_end = raw.get_u32(sys::NFTNL_SET_ELEM_FLAGS).unwrap_or(0) & NFT_SET_ELEM_INTERVAL_END != 0;
                 let comment = raw.get_data(sys::NFTNL_SET_ELEM_USERDATA).and_then(|data| userdata::comment(&data));
-                Some(Border { key, is_end, element: Element { key: values, data, timeout, comment } })
+                Some(Border { key, is_end, element: Element { key: values, data, timeout, expires, comment } })
             })();
             match border {
                 Some(border) => borders.push(border),

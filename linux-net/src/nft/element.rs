@@ -74,6 +74,8 @@ pub struct Element {
     pub data: Option<Data>,
     /// After how long it goes, in a set with timeouts; the set's own when `None`.
     pub timeout: Option<Duration>,
+    /// What is left of that; all of it when `None`.
+    pub expires: Option<Duration>,
     /// A remark that the kernel keeps, at most 127 bytes; of whom the element is, for those who share a set.
     pub comment: Option<String>,
 }
@@ -91,19 +93,19 @@ impl Element {
     /// An element of a set.
     #[must_use]
     pub fn key(key: impl Into<Vec<Value>>) -> Self {
-        Self { key: key.into(), data: None, timeout: None, comment: None }
+        Self { key: key.into(), data: None, timeout: None, expires: None, comment: None }
     }
 
     /// An element of a map.
     #[must_use]
     pub fn map(key: impl Into<Vec<Value>>, data: impl Into<Vec<Value>>) -> Self {
-        Self { key: key.into(), data: Some(Data::Value(data.into())), timeout: None, comment: None }
+        Self { key: key.into(), data: Some(Data::Value(data.into())), timeout: None, expires: None, comment: None }
     }
 
     /// An element of a verdict map.
     #[must_use]
     pub fn verdict(key: impl Into<Vec<Value>>, verdict: Verdict) -> Self {
-        Self { key: key.into(), data: Some(Data::Verdict(verdict)), timeout: None, comment: None }
+        Self { key: key.into(), data: Some(Data::Verdict(verdict)), timeout: None, expires: None, comment: None }
     }
 
     /// The same element with a remark.

@@ -180,7 +180,8 @@ pub struct Set {
     pub dynamic: bool,
     /// How long elements live (`timeout`); `None`: for ever, unless they say otherwise themselves.
     pub timeout: Option<Duration>,
-    /// How many elements fit (`size`); needed when `dynamic`.
+    /// How many elements fit (`size`); needed when `dynamic`. Of one that is not dynamic, the kernel makes a hash table of that size at once,
+    /// which need not grow with the elements.
     pub size: Option<u32>,
 }
 
@@ -216,6 +217,13 @@ impl Set {
     #[must_use]
     pub fn interval(mut self) -> Self {
         self.interval = true;
+        self
+    }
+
+    /// Lets it have at most `size` elements.
+    #[must_use]
+    pub fn sized(mut self, size: u32) -> Self {
+        self.size = Some(size);
         self
     }
 

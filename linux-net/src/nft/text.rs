@@ -189,6 +189,9 @@ impl Display for Element {
         if let Some(timeout) = self.timeout {
             write!(f, " timeout {}", Time(timeout))?;
         }
+        if let Some(expires) = self.expires {
+            write!(f, " expires {}", Time(expires))?;
+        }
         if let Some(comment) = &self.comment {
             write!(f, " comment \"{comment}\"")?;
         }

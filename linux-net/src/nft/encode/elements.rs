@@ -77,6 +77,9 @@ impl SetEncoding {
             if let Some(timeout) = element.timeout {
                 new.set_u64(sys::NFTNL_SET_ELEM_TIMEOUT, millis(timeout));
             }
+            if let Some(expires) = element.expires {
+                new.set_u64(sys::NFTNL_SET_ELEM_EXPIRATION, millis(expires));
+            }
             if let Some(comment) = &comment {
                 new.set_data(sys::NFTNL_SET_ELEM_USERDATA, comment);
             }
