@@ -8,14 +8,17 @@
 //! cannot, the kernel keeps programs; so the first rule of chain `pre` bears a *fingerprint* of all fixed rules as its comment, and the chains
 //! that come and go say in their names what is in them. If all of that agrees, only the difference is written, and no packet notices.
 
+mod memory;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use linux_net::conntrack::Conntrack;
-use linux_net::nft::{Batch, Data, Element, Nft, Op, Set, Value};
+use linux_net::nft::{Batch, Element, Nft, Op, Set};
 
+use self::memory::Memories;
 use crate::diff::{Change, Layouts, grouped, replacement};
 use crate::entry::Entry;
-use crate::flow::{Flows, Memory, contradictions};
+use crate::flow::{Flows, contradictions};
 use crate::plan::Planner;
 use crate::table::{Layout, fingerprint_of};
 
@@ -74,9 +77,16 @@ impl Kernel {
     /// When the kernel refuses; the former tables then stay.
     pub fn adopt<'a>(&mut self, entries: impl Iterator<Item = &'a Entry> + Clone) -> linux_net::Result<Adoption> {
         if let Some(batch) = self.difference(entries.clone())? {
-            let changed = batch.0.iter().map(size).sum();
-            self.commit(&batch, true)?;
-            return Ok(Adoption::Adopted { changed });
+            match self.commit(&batch, true) {
+                Err(error) if error.is_full() => {}
+                other => {
+                    other?;
+                    let memories = Memories::of(entries);
+                    let forgotten = self.forget(|client| !memories.has(client))?;
+                    let changed = batch.0.iter().map(size).sum::<usize>() + forgotten;
+                    return Ok(Adoption::Adopted { changed });
+                }
+            }
         }
         self.replace(entries)?;
         Ok(Adoption::Replaced)
@@ -84,20 +94,30 @@ impl Kernel {
 
     /// Puts the whole of both tables in place of what is there, in one step: no packet meets a table that is half there.
     ///
-    /// Connections that exist are not touched; their translation stands in conntrack.
+    /// Connections that exist are not touched; their translation stands in conntrack. Sticky clients stay remembered.
     ///
     /// # Errors
     ///
     /// When the kernel refuses; the former tables then stay.
     pub fn replace<'a>(&mut self, entries: impl Iterator<Item = &'a Entry> + Clone) -> linux_net::Result<()> {
-        self.commit(&replacement(&self.layouts, entries), true)
+        let memories = Memories::of(entries.clone());
+        let mut batch = replacement(&self.layouts, entries);
+        for layout in self.layouts.iter() {
+            let set = layout.clients().clone();
+            let clients = clients(&mut self.nft, layout)?.into_iter();
+            let has_time = |client: &Element| client.expires.is_none_or(|left| !left.is_zero());
+            let elements: Vec<_> = clients.filter(|client| has_time(client) && memories.has(client)).collect();
+            batch.extend((!elements.is_empty()).then_some(Op::AddElements { set, elements }));
+        }
+        self.commit(&batch, true)
     }
 
     /// Makes a change to the tables.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses; then nothing of the change is made.
+    /// When the kernel refuses; then nothing of the change is made. If a set has no room for it ([`linux_net::Error::is_full`]),
+    /// [`Kernel::replace`] makes some.
     pub fn change(&mut self, change: &Change) -> linux_net::Result<()> {
         self.commit(&change.batch(&self.layouts), change.touches_chains())
     }
@@ -123,15 +143,20 @@ impl Kernel {
             let filters: Vec<_> = flows.contradicted.iter().cloned().collect();
             ended += Conntrack::open()?.delete(&filters)?;
         }
-        if flows.forgotten.is_empty() {
-            return Ok(ended);
+        if !flows.forgotten.is_empty() {
+            let memories: Memories = flows.forgotten.iter().collect();
+            ended += self.forget(|client| memories.has(client))?;
         }
-        let mut ops = Vec::new();
+        Ok(ended)
+    }
+
+    /// Forgets sticky clients. Returns how many there were.
+    fn forget(&mut self, is_gone: impl Fn(&Element) -> bool) -> linux_net::Result<usize> {
+        let (mut ops, mut count) = (Vec::new(), 0);
         for layout in self.layouts.iter() {
-            let clients = self.nft.elements(layout.clients())?.into_iter();
-            let gone = clients.filter(|client| flows.forgotten.iter().any(|memory| remembers(client, memory)));
+            let gone = clients(&mut self.nft, layout)?.into_iter().filter(&is_gone);
             let elements: Vec<Element> = gone.map(|client| Element::key(client.key)).collect();
-            ended += elements.len();
+            count += elements.len();
             let set = layout.clients().clone();
             ops.extend((!elements.is_empty()).then_some(Op::DelElements { set, elements }));
         }
@@ -140,7 +165,7 @@ impl Kernel {
             Err(error) if error.is_not_found() => {}
             other => other?,
         }
-        Ok(ended)
+        Ok(count)
     }
 
     /// Ends the connections that contradict the Services as they are: for a start.
@@ -261,13 +286,12 @@ fn size(op: &Op) -> usize {
     }
 }
 
-/// Says whether an element of the map of clients is this memory.
-fn remembers(client: &Element, memory: &Memory) -> bool {
-    let [_, Value::Mark(mark), Value::Protocol(protocol)] = client.key[..] else { return false };
-    let Some(Data::Value(values)) = &client.data else { return false };
-    mark == memory.id.sticky_mark()
-        && protocol == memory.protocol.number()
-        && *values == [Value::from(memory.target.address), Value::Port(memory.target.port.get())]
+/// The sticky clients of a table; none when it is not there.
+fn clients(nft: &mut Nft, layout: &Layout) -> linux_net::Result<Vec<Element>> {
+    match nft.elements(layout.clients()) {
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        other => other,
+    }
 }
 
 /// All sets that we fill, each with the elements that it should have.

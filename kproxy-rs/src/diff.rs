@@ -77,7 +77,8 @@ impl Change {
         let removed = grouped(layouts, &self.removed).into_iter();
         batch.extend(removed.map(|(set, elements)| Op::DelElements { set: set.clone(), elements }));
         batch.extend(self.added.iter().flat_map(|entry| layouts.of(entry.family()).create_chain(entry)));
-        batch.extend(additions(layouts, &self.added));
+        let added = grouped(layouts, &self.added).into_iter();
+        batch.extend(added.map(|(set, elements)| Op::AddElements { set: set.clone(), elements }));
         batch.extend(self.removed.iter().flat_map(|entry| layouts.of(entry.family()).delete_chain(entry)));
         batch
     }
@@ -87,18 +88,18 @@ impl Change {
 #[must_use]
 pub fn replacement<'a>(layouts: &Layouts, entries: impl Iterator<Item = &'a Entry> + Clone) -> Batch {
     let mut batch = Batch::new();
+    let additions = grouped(layouts, entries.clone());
+    let count = |set: &Set| {
+        let of_set = additions.iter().filter(|(other, _)| *other == set);
+        of_set.map(|(_, elements)| elements.len()).sum()
+    };
     for layout in layouts.iter() {
         batch.extend(layout.delete());
-        batch.extend(layout.create());
+        batch.extend(layout.create(count));
     }
-    batch.extend(entries.clone().flat_map(|entry| layouts.of(entry.family()).create_chain(entry)));
-    batch.extend(additions(layouts, entries));
+    batch.extend(entries.flat_map(|entry| layouts.of(entry.family()).create_chain(entry)));
+    batch.extend(additions.into_iter().map(|(set, elements)| Op::AddElements { set: set.clone(), elements }));
     batch
-}
-
-fn additions<'a>(layouts: &Layouts, entries: impl IntoIterator<Item = &'a Entry>) -> Vec<Op> {
-    let groups = grouped(layouts, entries).into_iter();
-    groups.map(|(set, elements)| Op::AddElements { set: set.clone(), elements }).collect()
 }
 
 /// The elements of each set, so that each set is named once in a batch.

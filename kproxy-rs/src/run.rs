@@ -160,7 +160,10 @@ impl Proxy {
             return;
         }
         let planned = start.elapsed();
-        let result = if self.is_built { self.kernel.change(&change) } else { self.build() };
+        let result = match self.is_built {
+            true => self.kernel.change(&change).or_else(|error| self.make_room(error)),
+            false => self.build(),
+        };
         match result {
             Ok(()) => {
                 let (removed, added) = (change.removed.len(), change.added.len());
@@ -198,6 +201,15 @@ impl Proxy {
             Err(error) => warn!(%error, "cannot look for UDP connections to endpoints that have gone"),
         }
         Ok(())
+    }
+
+    /// Makes the tables anew if a set is full.
+    fn make_room(&mut self, error: linux_net::Error) -> linux_net::Result<()> {
+        if !error.is_full() {
+            return Err(error);
+        }
+        info!("a set is full; writing the tables anew, with more room");
+        self.kernel.replace(self.planner.entries())
     }
 
     /// Ends what the change contradicts. If that fails, it runs out by itself, as soon as the client is silent for a while.

@@ -27,6 +27,8 @@ pub const TABLE_NAME: &str = "kproxy";
 const ANY_SLOT: Expr = Expr::Numgen { mode: NumgenMode::Random, modulus: 65536, offset: 0 };
 /// How many sticky clients are remembered in a family; the kernel forgets none before its time, and learns no more when it is full.
 const MAX_CLIENTS: u32 = 65_536;
+/// The least room in the maps that grow with the Services, in elements. The kernel takes 16 bytes for each.
+const LEAST_CAPACITY: u32 = 1024;
 /// How long a client is remembered unless the rule that learns it says otherwise, as all of ours do.
 const DEFAULT_AFFINITY: Duration = Duration::from_hours(3);
 /// Behind translation of the destination and before that of the source: there a packet shows both the client and the endpoint.
@@ -184,11 +186,20 @@ impl Layout {
         [Op::AddTable(self.table.clone()), Op::DelTable(self.table.clone())]
     }
 
-    /// Creates the table with all that does not depend on Services.
+    /// Creates the table with all that does not depend on Services. `count` says how many elements a set is going to have.
+    ///
+    /// The sets that grow with the Services are declared with room for half as many again, because the kernel fills a hash table that has its
+    /// size from the start twice as fast as one that grows. One that is full refuses ([`linux_net::Error::is_full`]); then the table is to
+    /// be made anew.
     #[must_use]
-    pub fn create(&self) -> Vec<Op> {
+    pub fn create(&self, count: impl Fn(&Set) -> usize) -> Vec<Op> {
         let mut ops = vec![Op::AddTable(self.table.clone())];
-        ops.extend(self.sets().into_iter().chain([self.clients()]).map(|set| Op::AddSet(set.clone())));
+        let grows = [&self.sets.front, &self.sets.eps, &self.sets.vips];
+        let sets = self.sets().into_iter().chain([self.clients()]);
+        ops.extend(sets.map(|set| match grows.contains(&set) {
+            true => Op::AddSet(set.clone().sized(capacity(count(set)))),
+            false => Op::AddSet(set.clone()),
+        }));
         // All chains stand before the first rule or element, which may jump to any of them.
         ops.extend([
             self.hooked("pre", ChainKind::Nat, HookPoint::Prerouting, Priority::DSTNAT),
@@ -478,6 +489,12 @@ impl Sets {
             hairpin: Set::new(table, "hairpin", Spec::types([address, address])),
         }
     }
+}
+
+/// Room for so many elements and half as many again; a power of two, as the kernel rounds up anyway.
+fn capacity(count: usize) -> u32 {
+    let count = u32::try_from(count).unwrap_or(u32::MAX / 4);
+    (count.saturating_add(count / 2)).max(LEAST_CAPACITY).next_power_of_two()
 }
 
 /// What the first rule of a table says of all fixed ones, so that the next run knows whether they are its own: a hash of their text.

@@ -1,5 +1,7 @@
 //! From objects to `nft` text, and to the kernel and back.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does: by panicking")]
+
 use kproxy_rs::apply::{Adoption, Finding, Kernel};
 use kproxy_rs::config::LocalClients;
 use kproxy_rs::diff::{Layouts, replacement};
@@ -76,6 +78,12 @@ fn layouts() -> Layouts {
         LocalClients::Networks(["11.0.0.0/8", "fd00:11::/48"].map(|net| net.parse().expect("a network")).to_vec());
     let layout = |family| Layout::new(family, &local, &[], 14);
     Layouts { ipv4: layout(Family::V4), ipv6: layout(Family::V6) }
+}
+
+fn nft(words: &str) -> String {
+    let output = std::process::Command::new("nft").args(words.split(' ')).output().unwrap();
+    assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
@@ -159,11 +167,6 @@ fn a_restart_goes_on_with_the_tables_and_writes_the_difference_alone() {
         return;
     }
     let mut worker = Worker::example();
-    let nft = |words: &str| {
-        let output = std::process::Command::new("nft").args(words.split(' ')).output().unwrap();
-        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
     let start = |worker: &Worker| {
         let mut kernel = Kernel::open(layouts()).unwrap();
         let adoption = kernel.adopt(worker.planner.entries()).unwrap();
@@ -205,4 +208,73 @@ fn a_network_of_one_address_reads_back_as_it_was_written() {
     let start = || Kernel::open(layouts()).unwrap().adopt(worker.planner.entries()).unwrap();
     assert_eq!(start(), Adoption::Replaced);
     assert_eq!(start(), Adoption::Adopted { changed: 0 });
+}
+
+#[test]
+fn a_table_that_is_full_is_written_anew_with_more_room() {
+    if !linux_net::testing::enter_sandbox() {
+        return;
+    }
+    let mut worker = Worker::new();
+    let mut kernel = Kernel::open(layouts()).unwrap();
+    kernel.replace(worker.planner.entries()).unwrap();
+    worker.planner.take_change();
+    assert!(nft("list map ip kproxy front").contains("size 1024"));
+    for n in 0..1100 {
+        let address = format!("100.64.{}.{}", n / 250, 1 + n % 250);
+        worker.put_service(&format!("s{n}"), &json!({"spec": {"clusterIP": address, "ports": [{"port": 80}]}}));
+    }
+    worker.plan();
+    let error = kernel.change(&worker.planner.take_change()).unwrap_err();
+    assert!(error.is_full(), "{error}");
+    assert!(!nft("list map ip kproxy front").contains("100.64."), "nothing of the change is there");
+    kernel.replace(worker.planner.entries()).unwrap();
+    assert_eq!(kernel.inspect(worker.planner.entries()).unwrap(), Finding::Intact);
+    assert!(nft("list map ip kproxy front").contains("size 2048"));
+
+    // A run that adopts a table which is too small for what has come since makes a larger one too.
+    for n in 1100..2200 {
+        let address = format!("100.64.{}.{}", n / 250, 1 + n % 250);
+        worker.put_service(&format!("s{n}"), &json!({"spec": {"clusterIP": address, "ports": [{"port": 80}]}}));
+    }
+    worker.plan();
+    let mut next = Kernel::open(layouts()).unwrap();
+    assert_eq!(next.adopt(worker.planner.entries()).unwrap(), Adoption::Replaced);
+    assert_eq!(next.inspect(worker.planner.entries()).unwrap(), Finding::Intact);
+}
+
+#[test]
+fn sticky_clients_outlive_the_table_but_not_their_endpoint() {
+    if !linux_net::testing::enter_sandbox() {
+        return;
+    }
+    let mut worker = Worker::new();
+    worker.put_service(
+        "web",
+        &json!({"spec": {"clusterIP": "100.64.0.1", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]}}),
+    );
+    worker.put_slice("web", &["11.10.0.2", "11.10.0.3"], &json!([{"port": 8080}]));
+    worker.plan();
+    let mut kernel = Kernel::open(layouts()).unwrap();
+    kernel.replace(worker.planner.entries()).unwrap();
+    let endpoints = nft("list map ip kproxy eps");
+    let mark = endpoints.split("elements = { ").nth(1).unwrap().split(' ').next().unwrap();
+    for (client, endpoint) in [("10.0.0.1", "11.10.0.2"), ("10.0.0.2", "11.10.0.3"), ("10.0.0.3", "11.10.0.9")] {
+        nft(&format!(
+            "add element ip kproxy aff {{ {client} . {mark} . tcp timeout 3h expires 1h : {endpoint} . 8080 }}"
+        ));
+    }
+    kernel.replace(worker.planner.entries()).unwrap();
+    let clients = nft("list map ip kproxy aff");
+    assert!(clients.contains("10.0.0.1") && clients.contains("10.0.0.2"), "{clients}");
+    assert!(!clients.contains("10.0.0.3"), "its endpoint is none of the Service's: {clients}");
+    assert_eq!(clients.matches("expires 59m").count(), 2, "they are remembered no longer than before: {clients}");
+
+    // An endpoint goes while nobody watches.
+    worker.put_slice("web", &["11.10.0.2"], &json!([{"port": 8080}]));
+    worker.plan();
+    let adoption = Kernel::open(layouts()).unwrap().adopt(worker.planner.entries()).unwrap();
+    assert!(matches!(adoption, Adoption::Adopted { changed: 1.. }), "{adoption:?}");
+    let clients = nft("list map ip kproxy aff");
+    assert!(clients.contains("10.0.0.1") && !clients.contains("10.0.0.2"), "{clients}");
 }
