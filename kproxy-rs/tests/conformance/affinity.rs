@@ -114,6 +114,25 @@ fn affinity_is_switched_on_and_off_while_clients_ask() {
 }
 
 #[test]
+fn an_endpoint_that_went_while_the_proxy_was_away_is_forgotten() {
+    if is_done() {
+        return;
+    }
+    let mut lab = lab();
+    serve(&lab, Some(100));
+    eventually("the Service is served", || ask(lab.pod(4), HTTP).is_ok());
+    let first = ask(lab.pod(4), HTTP).unwrap().0;
+    lab.kill_proxy();
+    let number: u8 = first.trim_start_matches('p').parse().unwrap();
+    place(&lab, &(1..=3).filter(|n| *n != number).collect::<Vec<_>>());
+    assert_eq!(ask(lab.pod(4), HTTP).unwrap().0, first, "nobody has told the kernel");
+    lab.start_proxy();
+    eventually("another endpoint is drawn", || ask(lab.pod(4), HTTP).is_ok_and(|(pod, _)| pod != first));
+    let second = ask(lab.pod(4), HTTP).unwrap().0;
+    assert_eq!(count(lab.pod(4), HTTP, 15), [(second, 15)].into());
+}
+
+#[test]
 fn a_client_is_still_remembered_after_a_restart() {
     if is_done() {
         return;

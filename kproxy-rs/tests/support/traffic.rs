@@ -43,6 +43,21 @@ pub(crate) fn serve_udp(pod: &NetNs, port: u16) {
     }
 }
 
+/// Answers HTTP requests to `port` of a pod, one to a connection.
+pub(crate) fn serve_http(pod: &NetNs, port: u16) {
+    let listener = pod.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut buffer = [0; 1024];
+            // One that connects and says nothing is not waited for any longer.
+            let _ = stream.set_read_timeout(Some(AT_ONCE));
+            if stream.read(&mut buffer).is_ok_and(|length| length > 0) {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
+            }
+        }
+    });
+}
+
 /// The IPv6 address of a pod, whose name is `p` and its number.
 fn pod_address6(pod: &NetNs) -> Ipv6Addr {
     let number: u16 = pod.name().trim_start_matches('p').parse().unwrap();
