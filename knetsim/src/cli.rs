@@ -168,6 +168,9 @@ pub struct BenchArgs {
     /// With how many Services `kproxy` is measured; some cases have a hundredth or a tenth of that, or three times as many
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=100_000))]
     pub services: u32,
+    /// With how many of them kube-proxy is measured [default: a tenth]; its first sync of 10,000 takes minutes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub peer_services: Option<u32>,
     /// Also write the numbers to this directory, as JSON
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -187,6 +190,8 @@ pub struct BenchKproxyArgs {
     pub repeat: u32,
     /// How many Services are many
     pub services: u32,
+    /// How many there are when kube-proxy is measured
+    pub peer_services: u32,
 }
 
 /// `knetsim bench-ruleset`

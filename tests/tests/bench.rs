@@ -63,3 +63,48 @@ fn the_cni_plugins_are_measured_beside_the_go_plugins() -> anyhow::Result<()> {
     find("VERSION: /bin/true")?;
     Ok(())
 }
+
+#[test]
+fn the_service_proxy_is_measured_beside_kube_proxy_where_that_is_installed() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let out = directory.path().to_str().context("a path in UTF-8")?;
+    let output = run(&mut knetsim(&["bench", "kproxy", "--repeat", "1", "--services", "100", "--out", out])?)?.ok()?;
+    let cases: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(directory.path().join("kproxy.json"))?)?;
+    let cases = cases.as_array().context("the file holds no list")?;
+    let find = |name: &str| cases.iter().find(|case| case["name"] == name).with_context(|| format!("no case {name}"));
+    let median = |name: &str| find(name)?["median"].as_f64().with_context(|| format!("{name} has no median"));
+    for services in [1, 10, 100, 300] {
+        for what in ["JSON to objects", "plan", "commit", "objects to kernel", "a restart finds its table"] {
+            assert!(median(&format!("{services} Services, {what}"))? > 0.0, "{output}");
+        }
+        let [plan, commit, together] =
+            ["plan", "commit", "objects to kernel"].map(|what| median(&format!("{services} Services, {what}")));
+        let difference = plan? + commit? - together?;
+        assert!(difference.abs() < 1e-9, "one run each, so the sum of two is the third: {difference}");
+        assert!(find(&format!("{services} Services, commit"))?["ratio_to_peer"].as_f64().is_some(), "nft -f");
+    }
+    let puts = find("100 Services, put to kernel: kproxy-rs")?;
+    assert_eq!(puts["runs"].as_array().map(Vec::len), Some(60), "{puts}");
+    for what in ["start to in sync", "RSS", "CPU"] {
+        for services in [1, 10, 100] {
+            assert!(median(&format!("{services} Services, {what}: kproxy-rs"))? > 0.0, "{output}");
+        }
+    }
+    for what in ["any ClusterIP of 1", "any ClusterIP of 300", "one ClusterIP of 300", "an endpoint itself"] {
+        let what = &format!("connect to {what}");
+        assert_eq!(find(what)?["runs"].as_array().map(Vec::len), Some(2000), "{what}");
+    }
+    find("endpoints churn, errors of 1000 connections")?;
+    assert!(median("endpoints churn, commits")? > 0.0, "the endpoints did change: {output}");
+    if installed("kube-proxy") {
+        let theirs = find("10 Services, put to kernel: kube-proxy")?;
+        assert_eq!(theirs["runs"].as_array().map(Vec::len), Some(6), "{theirs}");
+        assert!(median("connect to one ClusterIP of 10: kube-proxy")? > 0.0, "{output}");
+        assert!(find("10 Services, RSS: kproxy-rs")?["ratio_to_peer"].as_f64().is_some(), "{output}");
+    } else {
+        assert!(output.stderr.contains("kube-proxy is not installed, so kproxy-rs is measured alone"), "{output}");
+        skipped("the comparison with kube-proxy, which is not installed");
+    }
+    Ok(())
+}

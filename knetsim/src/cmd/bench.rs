@@ -59,7 +59,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             What::Boot => ("boot", boot::measure(args.repeat)?),
             What::Flannel => ("flannel", flannel::measure(args.repeat)?),
             What::Cni => ("cni", cni::measure(args.repeat)?),
-            What::Kproxy => ("kproxy", kproxy::measure(args.repeat, args.services)?),
+            What::Kproxy => (
+                "kproxy",
+                kproxy::measure(args.repeat, args.services, args.peer_services.unwrap_or(args.services / 10))?,
+            ),
         };
         print(&format!("{name}: {} runs each; {}\n{}", args.repeat, load, table::render(&cases)))?;
         if let Some(directory) = &args.out {

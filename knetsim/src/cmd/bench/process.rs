@@ -9,9 +9,12 @@ use std::{
 
 use anyhow::{Context, bail};
 use linux_net::{NetNs, process::CommandNamespaceExt as _};
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeVal,
+use nix::{
+    sys::{
+        resource::{UsageWho, getrusage},
+        time::TimeVal,
+    },
+    unistd::{SysconfVar, sysconf},
 };
 
 use crate::{sandbox, supervisor::log_tail};
@@ -87,6 +90,19 @@ impl Process {
             anyhow::Ok(kibibytes * 1024)
         };
         Ok(Memory { resident: read("status", "VmRSS:")?, proportional: read("smaps_rollup", "Pss:")? })
+    }
+
+    /// The CPU time of it, and of the programs that it ran and waited for, until now.
+    ///
+    /// Source: man 5 `proc_pid_stat`, fields 14 to 17.
+    pub(super) fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        // The name, in parentheses, may hold blanks.
+        let (_, fields) = text.rsplit_once(") ").with_context(|| format!("{path} names no program"))?;
+        let ticks = fields.split(' ').skip(11).take(4).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        let a_second = sysconf(SysconfVar::CLK_TCK)?.context("the clock has no rate")?;
+        Ok(Duration::from_millis(ticks * 1000 / u64::try_from(a_second)?))
     }
 
     /// Ends it; returns the CPU time of it and of the programs that it ran.

@@ -44,8 +44,8 @@ pub(super) async fn measure(
 ) -> anyhow::Result<Vec<f64>> {
     let mut times = Vec::new();
     for number in 0..changes {
-        // The first Service is the one that pods connect to.
-        let service = 1 + number % (services - 1);
+        // Pods connect to the first one, so that it keeps its endpoints, if there are others.
+        let service = if services > 1 { 1 + number % (services - 1) } else { 0 };
         let [_, kept] = services::endpoints(service);
         let endpoint = services::changed_endpoint(number);
         let (key, value) = services::slice(service, &[endpoint, kept]);

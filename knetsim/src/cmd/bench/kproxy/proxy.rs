@@ -97,6 +97,11 @@ impl Proxy {
         self.process.memory()
     }
 
+    /// The CPU time of it and of the programs that it ran, until now.
+    pub(super) fn cpu_time(&self) -> anyhow::Result<Duration> {
+        self.process.cpu_time()
+    }
+
     /// Ends it, and leaves its table; returns the CPU time of it and of the programs that it ran.
     pub(super) fn end(self) -> anyhow::Result<Duration> {
         self.process.end()

@@ -31,13 +31,16 @@ use kproxy_rs::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{CHANGES, services};
+use super::services;
 use crate::{
     cli::BenchRulesetArgs,
     component::{kproxy, real_program},
     lab::Lab,
     prompt::execute::print,
 };
+
+/// How often one object is changed in a run.
+const CHANGES: u32 = 60;
 
 /// What one run took, in milliseconds.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -21,12 +21,15 @@ const ENDPOINT_BASE: Ipv4Addr = Ipv4Addr::new(11, 1, 0, 0);
 /// From here on come addresses that an endpoint has when it is changed: none of them is used twice.
 const CHANGED_BASE: Ipv4Addr = Ipv4Addr::new(11, 128, 0, 0);
 
+/// Over how many workers the endpoints are spread. For those of its own worker a proxy does more: they may be sent to themselves.
+const WORKERS: u32 = 100;
+
 /// The ClusterIP of Service `number`, from 0.
 pub(super) fn address(number: u32) -> Ipv4Addr {
     offset(SERVICE_BASE, number + 1)
 }
 
-/// The endpoints of Service `number`, on workers that do not exist.
+/// The endpoints of Service `number`, which do not exist.
 pub(super) fn endpoints(number: u32) -> [Ipv4Addr; 2] {
     [1, 2].map(|which| offset(ENDPOINT_BASE, 2 * number + which))
 }
@@ -71,7 +74,7 @@ pub(super) fn slice(number: u32, endpoints: &[Ipv4Addr]) -> (String, Value) {
         json!({
             "addresses": [address],
             "conditions": { "ready": true, "serving": true, "terminating": false },
-            "nodeName": "elsewhere",
+            "nodeName": format!("C0w{}", 1 + u32::from(*address) % WORKERS),
         })
     };
     let object = json!({

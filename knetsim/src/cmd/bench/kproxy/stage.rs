@@ -1,6 +1,7 @@
 //! The stage on which programs are measured: an etcd, and workers of which each is used once.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddrV4,
     path::Path,
     process::Command,
@@ -30,8 +31,10 @@ use crate::{
     lab::{Cluster, Lab, Node},
 };
 
-/// How often one object is changed beside kube-proxy, which waits a second between two syncs.
-const REAL_CHANGES: u32 = 30;
+/// How often one object is changed for one `--repeat`.
+const CHANGES_PER_REPEAT: u32 = 60;
+/// The same with kube-proxy, which waits a second between two syncs.
+const REAL_CHANGES_PER_REPEAT: u32 = 6;
 /// Between two changes, longer than either proxy's own pause: a change that waits for the one before would measure that.
 const PAUSE: Duration = Duration::from_millis(20);
 const REAL_PAUSE: Duration = Duration::from_millis(1100);
@@ -44,9 +47,10 @@ const PER_TRANSACTION: usize = 100;
 /// How long the API may take until it serves.
 const API_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Workers that [`Stage::run`] takes in `repeat` rounds: two starts a round, a proxy that stays, kube-proxy, and three tables.
+/// Workers that [`Stage::run`] takes: for each of three numbers of Services one a start and one for the changes; for kube-proxy; and for
+/// two tables.
 pub(super) fn workers(repeat: u32) -> u32 {
-    repeat * 2 + 4
+    3 * (repeat + 1) + 3
 }
 
 /// The stage.
@@ -77,32 +81,56 @@ impl<'a> Stage<'a> {
         Ok(Self { lab, cluster, member, workers: cluster.workers.iter(), etcd, directory })
     }
 
-    /// Measures everything.
-    pub(super) async fn run(mut self, real: Option<Side>, repeat: u32, many: u32) -> anyhow::Result<Vec<Case>> {
+    /// Measures everything; kube-proxy, if it is there, with `peer` Services, and ours with as many, too.
+    pub(super) async fn run(
+        mut self,
+        real: Option<Side>,
+        repeat: u32,
+        many: u32,
+        peer: u32,
+    ) -> anyhow::Result<Vec<Case>> {
         let ours = Side { name: "kproxy-rs", program: component::program("kproxy-rs")? };
         let mut cases = Vec::new();
-        for services in [many / 100, many] {
-            self.fill(services).await?;
-            let mut numbers = Numbers::default();
-            for _ in 0..repeat {
-                let proxy = self.life(Kind::Ours, &ours, services, &mut numbers).await?.0;
-                numbers.cpu.push(milliseconds(proxy.end()?));
-            }
+        let mut beside_peer = Vec::new();
+        for services in BTreeSet::from([many / 100, peer, many]) {
+            let mut numbers = self.starts(&ours, services, repeat).await?;
+            let (mut proxy, worker) = self.life(Kind::Ours, &ours, services, &mut Numbers::default()).await?;
+            let client = &mut self.etcd.client;
+            numbers.change = change::measure(client, &mut proxy, repeat * CHANGES_PER_REPEAT, services, PAUSE).await?;
+            let measured = numbers.cases(services, &ours);
+            if services == peer { &mut beside_peer } else { &mut cases }.extend(measured);
             if services == many {
-                let (mut proxy, worker) = self.life(Kind::Ours, &ours, services, &mut Numbers::default()).await?;
-                let client = &mut self.etcd.client;
-                numbers.change = change::measure(client, &mut proxy, super::CHANGES, services, PAUSE).await?;
                 let connects = many * CONNECTS_PER_SERVICE;
                 cases.extend(churn::measure(client, &mut proxy, &Pods::attach(worker)?, connects).await?);
             }
-            cases.extend(numbers.cases(services, &ours));
+            proxy.end()?;
         }
-        let peer = match &real {
-            Some(side) => Some(self.real(side, many, &mut cases).await?),
-            None => None,
+        let worker = match &real {
+            Some(side) => {
+                let (numbers, worker) = self.real(side, repeat, peer).await?;
+                for (case, peer) in beside_peer.into_iter().zip(numbers.cases(peer, side)) {
+                    cases.extend([case.beside(&peer), peer]);
+                }
+                Some(worker)
+            }
+            None => {
+                cases.append(&mut beside_peer);
+                None
+            }
         };
-        cases.extend(self.connections(peer, repeat, many)?);
+        cases.extend(self.connections(worker, repeat, many, peer)?);
         Ok(cases)
+    }
+
+    /// Starts a proxy of ours again and again.
+    async fn starts(&mut self, side: &Side, services: u32, repeat: u32) -> anyhow::Result<Numbers> {
+        self.fill(services).await?;
+        let mut numbers = Numbers::default();
+        for _ in 0..repeat {
+            let (proxy, _) = self.life(Kind::Ours, side, services, &mut numbers).await?;
+            numbers.cpu.push(milliseconds(proxy.end()?));
+        }
+        Ok(numbers)
     }
 
     /// Starts a proxy on a fresh worker, and measures until it has settled.
@@ -124,7 +152,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Measures kube-proxy once; returns the worker on which its table stays.
-    async fn real(&mut self, side: &Side, services: u32, cases: &mut Vec<Case>) -> anyhow::Result<&'a Node> {
+    async fn real(&mut self, side: &Side, repeat: u32, services: u32) -> anyhow::Result<(Numbers, &'a Node)> {
         self.fill(services).await?;
         let worker = self.workers.as_slice().first().context("there are not enough workers")?;
         let (key, value) = services::node(worker);
@@ -133,11 +161,13 @@ impl<'a> Stage<'a> {
         let _api = self.serve_api().await?;
         let mut numbers = Numbers::default();
         let (mut proxy, worker) = self.life(Kind::Real, side, services, &mut numbers).await?;
+        // The changes come later, so that this is the CPU time of the start, as in the other's case.
+        numbers.cpu.push(milliseconds(proxy.cpu_time()?));
+        let changes = repeat * REAL_CHANGES_PER_REPEAT;
         let client = &mut self.etcd.client;
-        numbers.change = change::measure(client, &mut proxy, REAL_CHANGES, services, REAL_PAUSE).await?;
-        numbers.cpu.push(milliseconds(proxy.end()?));
-        cases.extend(numbers.cases(services, side));
-        Ok(worker)
+        numbers.change = change::measure(client, &mut proxy, changes, services, REAL_PAUSE).await?;
+        proxy.end()?;
+        Ok((numbers, worker))
     }
 
     /// Starts the API on etcd's node.
@@ -174,22 +204,25 @@ impl<'a> Stage<'a> {
     }
 
     /// Connects through tables of ours, small and large, past them, and through kube-proxy's.
-    fn connections(&mut self, peer: Option<&Node>, repeat: u32, many: u32) -> anyhow::Result<Vec<Case>> {
+    fn connections(&mut self, real: Option<&Node>, repeat: u32, many: u32, peer: u32) -> anyhow::Result<Vec<Case>> {
         connect::share_one_processor()?;
         let address = |number: u32| SocketAddrV4::new(services::address(number), services::PORT);
         let mut targets = Vec::new();
         for services in [many / 100, many * 3] {
             let worker = self.workers.next().context("there are not enough workers")?;
             NetNs::open(&worker.name)?.run(|| ruleset::load(services, &SERVERS[..2]))??;
-            let name = format!("connect to a ClusterIP of {services}");
+            let name = format!("connect to any ClusterIP of {services}");
             targets.push(Target::new(name, Pods::attach(worker)?, (0..services).map(address).collect()));
         }
-        let direct = SERVERS[..2].iter().map(|server| SocketAddrV4::new(*server, services::TARGET_PORT)).collect();
-        targets.push(Target::new("connect to an endpoint itself".to_owned(), targets[0].pods.clone(), direct));
-        if let Some(worker) = peer {
-            let name = format!("connect to one ClusterIP of {many}: kube-proxy");
-            targets.push(Target::new(name, Pods::attach(worker)?, vec![address(0)]));
+        let [small, large] = [0, 1].map(|number| targets[number].pods.clone());
+        let one = vec![address(0)];
+        targets.push(Target::new(format!("connect to one ClusterIP of {}", many * 3), large, one.clone()));
+        if let Some(worker) = real {
+            let name = format!("connect to one ClusterIP of {peer}: kube-proxy");
+            targets.push(Target::new(name, Pods::attach(worker)?, one));
         }
+        let direct = SERVERS[..2].iter().map(|server| SocketAddrV4::new(*server, services::TARGET_PORT)).collect();
+        targets.push(Target::new("connect to an endpoint itself".to_owned(), small, direct));
         connect::measure(&mut targets, repeat)?;
         Ok(connect::cases(targets))
     }
@@ -203,8 +236,7 @@ impl Numbers {
             ("CPU", Unit::Milliseconds, self.cpu),
             ("put to kernel", Unit::Milliseconds, self.change),
         ];
-        let measured = quantities.into_iter().filter(|(_, _, runs)| !runs.is_empty());
         let name = |what: &str| format!("{services} Services, {what}: {}", side.name);
-        measured.map(|(what, unit, runs)| Case::new(&name(what), unit, runs)).collect()
+        quantities.map(|(what, unit, runs)| Case::new(&name(what), unit, runs)).into()
     }
 }
