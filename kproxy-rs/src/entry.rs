@@ -79,7 +79,7 @@ pub enum Entry {
         /// TCP, UDP or SCTP.
         protocol: Protocol,
         /// From 0.
-        slot: u8,
+        slot: u16,
         /// The endpoint.
         target: Target,
     },
@@ -88,7 +88,7 @@ pub enum Entry {
         /// Whose slot.
         id: Id,
         /// From 0.
-        slot: u8,
+        slot: u16,
         /// The endpoint.
         address: IpAddr,
     },

@@ -21,9 +21,8 @@ use crate::flow::{Flows, UdpFront};
 use crate::node::Node;
 use crate::objects::Objects;
 use crate::service::{Protocol, Reach, Service, ServiceName, ServicePort, TrafficPolicy};
-use crate::tag::{
-    Class, EXTERNAL_BIT, Id, Ids, LOCAL_BIT, MASQUERADE_BIT, MAX_SLOTS, Part, Spread, Subject, Tag, View,
-};
+use crate::slots::{MAX_NARROW, Slots, Widths};
+use crate::tag::{Class, EXTERNAL_BIT, Id, Ids, LOCAL_BIT, MASQUERADE_BIT, Part, Spread, Subject, Tag, View};
 use linux_net::ip::Family;
 
 /// Turns Services and endpoints into the entries of the tables, and remembers what is desired.
@@ -31,6 +30,7 @@ use linux_net::ip::Family;
 pub struct Planner {
     node: Node,
     ids: Ids,
+    widths: Widths,
     holdings: BTreeMap<ServiceName, Holding>,
     /// How many Services hold an entry that several can hold; never 0.
     shared: BTreeMap<Entry, u32>,
@@ -50,6 +50,8 @@ pub struct Planner {
 #[derive(Debug, Default)]
 struct Holding {
     ids: BTreeMap<Subject, Id>,
+    /// What may be borrowed.
+    widths: Vec<Slots>,
     /// Sorted, without duplicates.
     entries: Vec<Entry>,
     fronts: Vec<Front>,
@@ -87,6 +89,7 @@ impl Planner {
         Self {
             node,
             ids: Ids::default(),
+            widths: Widths::default(),
             holdings: BTreeMap::new(),
             shared: BTreeMap::new(),
             entry_count: 0,
@@ -142,6 +145,9 @@ impl Planner {
         }
         for id in former.ids.into_values() {
             self.ids.release(id);
+        }
+        for slots in former.widths {
+            self.widths.give_back(slots);
         }
         holding.entries.sort_unstable();
         holding.entries.dedup();
@@ -396,8 +402,7 @@ impl Draft<'_> {
         let subject = Subject { family, balance: service.balance, part: Part::Any };
         let Some(id) = self.id(subject) else { return };
         let choice = candidates.choose(service.internal_policy, &self.planner.node, &service.weights);
-        let slots = slots(self.name, &choice);
-        let class = class(&choice, &slots, |slots| Spread {
+        let (class, slots) = self.class(&choice, |slots| Spread {
             slots,
             balance: service.balance,
             is_sticky: false,
@@ -434,10 +439,9 @@ impl Draft<'_> {
         };
         let is_new = !self.holding.ids.contains_key(&subject);
         let id = self.id(subject)?;
-        let slots = slots(self.name, choice);
         let is_sticky = service.affinity.is_some();
-        let class =
-            class(choice, &slots, |slots| Spread { slots, balance: service.balance, is_sticky, keeps_ports: false });
+        let (class, slots) =
+            self.class(choice, |slots| Spread { slots, balance: service.balance, is_sticky, keeps_ports: false });
         let tag = Tag::new(id, class);
         if !is_new {
             return Some(tag);
@@ -455,6 +459,26 @@ impl Draft<'_> {
             }
         }
         Some(tag)
+    }
+
+    /// The class of connections that are spread so, and the endpoints in their slots.
+    fn class<T: Copy>(&mut self, choice: &Choice<T>, spread_over: impl FnOnce(Slots) -> Spread) -> (Class, Vec<T>) {
+        let targets = match choice {
+            Choice::Refuse => return (Class::Refuse, Vec::new()),
+            Choice::Drop => return (Class::Drop, Vec::new()),
+            Choice::Spread(targets) => targets,
+        };
+        let wanted = slots(targets);
+        let borrowed = || self.planner.widths.borrow(u16::try_from(wanted.len()).unwrap_or(u16::MAX));
+        let count = Slots::narrow(wanted.len()).or_else(borrowed).unwrap_or(Slots::WIDEST_NARROW);
+        self.holding.widths.push(count);
+        let used = usize::from(count.count());
+        if used < wanted.len() {
+            let endpoints = wanted.len();
+            warn!(service = %self.name, endpoints, used, "too many different numbers of endpoints in the cluster; the last ones of this Service get no connections");
+        }
+        // The number may be a larger one that another Service has: then the first endpoints have more slots.
+        (Class::Spread(spread_over(count)), wanted.iter().copied().cycle().take(used).collect())
     }
 
     /// Makes a place where clients send to lead to a tag, if it is ours.
@@ -523,34 +547,17 @@ fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = IpAdd
     addresses.iter().copied().filter(move |address| Family::of(*address) == family)
 }
 
-/// The class of connections to these slots.
-fn class<T>(choice: &Choice<T>, slots: &[T], spread_over: impl FnOnce(u8) -> Spread) -> Class {
-    match choice {
-        Choice::Refuse => Class::Refuse,
-        Choice::Drop => Class::Drop,
-        // There are no more than a tag can count.
-        Choice::Spread(_) => Class::Spread(spread_over(u8::try_from(slots.len()).unwrap_or(MAX_SLOTS))),
-    }
-}
-
 /// The endpoints in their slots: each as often as its weight says, in the smallest numbers that do.
-fn slots<T: Copy>(service: &ServiceName, choice: &Choice<T>) -> Vec<T> {
-    let Choice::Spread(targets) = choice else { return Vec::new() };
+fn slots<T: Copy>(targets: &[(T, u8)]) -> Vec<T> {
     let divisor = targets.iter().map(|(_, weight)| *weight).fold(0, gcd).max(1);
     let wanted: usize = targets.iter().map(|(_, weight)| usize::from(weight / divisor)).sum();
-    // Too many for a tag: weights lose precision before endpoints are left out.
-    let scale = wanted.div_ceil(usize::from(MAX_SLOTS)).max(1);
+    // Weights lose precision before they take more slots than a tag can say, but every endpoint has one.
+    let scale = wanted.div_ceil(usize::from(MAX_NARROW)).max(1);
     let times = |weight: u8| match usize::from(weight / divisor) {
         0 => 0,
         times => (times / scale).max(1),
     };
-    let mut slots: Vec<T> =
-        targets.iter().flat_map(|(target, weight)| std::iter::repeat_n(*target, times(*weight))).collect();
-    if slots.len() > usize::from(MAX_SLOTS) {
-        warn!(%service, endpoints = slots.len(), used = MAX_SLOTS, "more endpoints than a tag can count; the last ones get no connections");
-        slots.truncate(MAX_SLOTS.into());
-    }
-    slots
+    targets.iter().flat_map(|(target, weight)| std::iter::repeat_n(*target, times(*weight))).collect()
 }
 
 fn gcd(one: u8, other: u8) -> u8 {

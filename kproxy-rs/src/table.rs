@@ -377,7 +377,7 @@ impl Layout {
 
     /// A number below that of the slots.
     fn slot(&self, spread: Spread, words: &Words) -> Expr {
-        let modulus = u32::from(spread.slots);
+        let modulus = u32::from(spread.slots.count());
         let numgen = |mode| Expr::Numgen { mode, modulus, offset: 0 };
         let jhash = |of: Expr| Expr::Jhash { of: Box::new(of), modulus, seed: Some(1), offset: 0 };
         match (spread.balance, self.family) {

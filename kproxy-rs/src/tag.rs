@@ -12,7 +12,8 @@
 //!   which the clients of a sticky Service are remembered; every other bit is cleared once it has done its work.
 //! - *b* says how to choose among endpoints: 0 at random, 1 in turn, 2 by the client's address, 3 by the original's `jhash`. *a* marks VIPs
 //!   that take all protocols. Both are part of the id.
-//! - *slots* says over how many endpoints to spread: 1 to 254; 0 is "drop", 255 is "refuse".
+//! - *slots* says over how many endpoints to spread: 1 to 239 are these numbers, 240 to 254 stand for larger ones ([`Widths`](crate::slots::Widths)); 0 is "drop",
+//!   255 is "refuse".
 //! - *s*: sticky, session affinity. *l*: policy Local; pods and the worker itself get another tag. *m*: masquerade, whoever it comes from.
 //!   *e*: it was sent to an address for the outside, so that a stranger is no reason to masquerade.
 
@@ -20,6 +21,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::service::{Balance, Protocol, ServiceName};
+use crate::slots::Slots;
 use linux_net::ip::Family;
 
 /// The bits of the tag that choose a chain.
@@ -45,8 +47,6 @@ const NUMBERS: u32 = 1 << BALANCE_SHIFT;
 /// Where *slots* begins.
 const SLOTS_SHIFT: u32 = 20;
 const REFUSE_SLOTS: u32 = 0xff;
-/// The most endpoints that a port of a Service is spread over.
-pub const MAX_SLOTS: u8 = 254;
 
 /// What of a Service has endpoints of its own in the table, and therefore an id.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,8 +106,8 @@ pub enum Class {
 /// A way to choose an endpoint; all Services that agree in it share a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Spread {
-    /// Among how many, at least 1.
-    pub slots: u8,
+    /// Among how many.
+    pub slots: Slots,
     /// How.
     pub balance: Balance,
     /// Whether a client is sent where it was sent before.
@@ -173,7 +173,7 @@ impl Class {
         match self {
             Self::Drop => 0,
             Self::Refuse => REFUSE_SLOTS,
-            Self::Spread(spread) => spread.slots.into(),
+            Self::Spread(spread) => spread.slots.code().into(),
         }
     }
 
@@ -193,7 +193,7 @@ impl Spread {
     pub fn mark(self) -> u32 {
         let sticky = if self.is_sticky { STICKY_BIT } else { 0 };
         let any = if self.keeps_ports { ANY_BIT } else { 0 };
-        u32::from(self.slots) << SLOTS_SHIFT | sticky | any | self.balance.number() << BALANCE_SHIFT
+        u32::from(self.slots.code()) << SLOTS_SHIFT | sticky | any | self.balance.number() << BALANCE_SHIFT
     }
 }
 
@@ -257,6 +257,7 @@ fn hash(text: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slots::Widths;
 
     fn name(text: &str) -> ServiceName {
         ServiceName::new("shop", text)
@@ -274,7 +275,10 @@ mod tests {
             for (subject, keeps_ports) in [(port(balance), false), (Subject { part: Part::Any, ..port(balance) }, true)]
             {
                 let id = ids.take(&name("web"), &subject).unwrap();
-                for (slots, is_sticky) in [(1, false), (254, true)] {
+                let mut widths = Widths::default();
+                let widest = (0..15).map(|n| widths.borrow(300 + n).unwrap()).last().unwrap();
+                assert_eq!(widest.code(), 254);
+                for (slots, is_sticky) in [(Slots::narrow(1).unwrap(), false), (widest, true)] {
                     let spread = Spread { slots, balance, is_sticky, keeps_ports };
                     let mark =
                         Tag::new(id, Class::Spread(spread)).with(EXTERNAL_BIT | MASQUERADE_BIT | LOCAL_BIT).mark();

@@ -278,3 +278,41 @@ fn sticky_clients_outlive_the_table_but_not_their_endpoint() {
     let clients = nft("list map ip kproxy aff");
     assert!(clients.contains("10.0.0.1") && !clients.contains("10.0.0.2"), "{clients}");
 }
+
+#[test]
+fn numbers_of_endpoints_that_no_tag_can_say_change_and_are_adopted() {
+    if !linux_net::testing::enter_sandbox() {
+        return;
+    }
+    let mut worker = Worker::new();
+    let mut kernel = Kernel::open(layouts()).unwrap();
+    kernel.replace(worker.planner.entries()).unwrap();
+    worker.planner.take_change();
+    let addresses: Vec<String> = (0..420).map(|n| format!("11.10.{}.{}", n / 250, 1 + n % 250)).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let spec = |n: u8| json!({"spec": {"clusterIP": format!("100.64.0.{n}"), "ports": [{"port": 80}]}});
+    // Codes come and go within one change, and chains of the same number of endpoints with them.
+    for round in [[300, 400, 2], [400, 300, 300], [2, 420, 300], [300, 300, 401]] {
+        for (n, count) in (1..).zip(round) {
+            worker.put_service(&format!("s{n}"), &spec(n));
+            worker.put_slice(&format!("s{n}"), &addresses[..count], &json!([{"port": 8080}]));
+            worker.plan();
+        }
+        kernel.change(&worker.planner.take_change()).unwrap();
+        nft("add table ip other");
+        nft("delete table ip other");
+        assert_eq!(kernel.inspect(worker.planner.entries()).unwrap(), Finding::Intact, "{round:?}");
+    }
+    assert!(nft("list ruleset").contains("numgen random mod 401 map @eps"));
+    // A new run lends the codes in another order.
+    let mut fresh = Worker::new();
+    for n in [3, 2, 1] {
+        fresh.put_service(&format!("s{n}"), &spec(n));
+        let count = [300, 300, 401][usize::from(n) - 1];
+        fresh.put_slice(&format!("s{n}"), &addresses[..count], &json!([{"port": 8080}]));
+        fresh.plan();
+    }
+    let mut next = Kernel::open(layouts()).unwrap();
+    assert!(matches!(next.adopt(fresh.planner.entries()).unwrap(), Adoption::Adopted { .. }));
+    assert_eq!(next.inspect(fresh.planner.entries()).unwrap(), Finding::Intact);
+}

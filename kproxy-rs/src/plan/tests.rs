@@ -262,14 +262,48 @@ fn udp_connections_to_what_went_and_from_before_there_was_anything_are_ended() {
 #[test]
 fn weights_become_numbers_of_slots() {
     let slots = |weights: &[u8]| {
-        let targets = (1..).zip(weights).map(|(target, weight)| (target, *weight)).collect();
-        super::slots(&name(1), &Choice::Spread::<u16>(targets))
+        super::slots::<u16>(&(1..).zip(weights).map(|(target, weight)| (target, *weight)).collect::<Vec<_>>())
     };
     assert_eq!(slots(&[1, 1]), [1, 2]);
     assert_eq!(slots(&[9, 3]), [1, 1, 1, 2], "the smallest numbers that do");
     assert_eq!(slots(&[2, 0, 4]), [1, 3, 3]);
     let many = slots(&[100, 99, 98, 97]);
-    assert!(many.len() <= 254 && (1..=4).all(|target| many.contains(&target)), "{}", many.len());
+    assert!(many.len() <= 239 && (1..=4).all(|target| many.contains(&target)), "{}", many.len());
+}
+
+#[test]
+fn hundreds_of_endpoints_have_a_slot_each() {
+    let many = |n: u8, count: u16| {
+        let mut slice = slice(n, &[]);
+        let address = |k: u16| [11, n, (k >> 8) as u8, (k & 0xff) as u8];
+        slice.endpoints = (0..count).map(|k| Endpoint { address: address(k).into(), ..endpoint(0) }).collect();
+        slice
+    };
+    let slots_of = |planner: &Planner, n: u8| {
+        let endpoints = planner.entries().filter_map(|entry| match entry {
+            Entry::Endpoint { target, slot, .. } => Some((target.address, *slot)),
+            _ => None,
+        });
+        endpoints.filter(|(address, _)| matches!(address, IpAddr::V4(address) if address.octets()[1] == n)).count()
+    };
+    let mut planner = planner();
+    for (n, count) in (1..=15).zip(300..) {
+        planner.update(&name(n), Some(&service(n, Reach::ListedPorts)), [many(n, count)].iter());
+        assert_eq!(slots_of(&planner, n), usize::from(count));
+    }
+    // All codes are lent. The same number needs none of its own, another one is rounded up, the largest is cut.
+    for (n, count, slots) in [(16, 300, 300), (17, 299, 300), (18, 1000, 239)] {
+        planner.update(&name(n), Some(&service(n, Reach::ListedPorts)), [many(n, count)].iter());
+        assert_eq!(slots_of(&planner, n), slots, "{count}");
+    }
+    // One becomes free.
+    planner.update(&name(15), Some(&service(15, Reach::ListedPorts)), [many(15, 5)].iter());
+    planner.update(&name(18), Some(&service(18, Reach::ListedPorts)), [many(18, 1000)].iter());
+    assert_eq!((slots_of(&planner, 15), slots_of(&planner, 18)), (5, 1000));
+    for n in 1..=18 {
+        planner.update(&name(n), None, [].iter());
+    }
+    assert_eq!(planner.entries().count(), 0);
 }
 
 #[test]
@@ -325,7 +359,8 @@ fn what_services_share_stays_while_one_needs_it() {
     }
     planner.take_change();
     planner.update(&name(1), None, [].iter());
-    let spread = Spread { slots: 1, balance: Balance::Random, is_sticky: false, keeps_ports: false };
+    let slots = Slots::narrow(1).unwrap();
+    let spread = Spread { slots, balance: Balance::Random, is_sticky: false, keeps_ports: false };
     let shared = [Entry::Class { family: Family::V4, spread }, Entry::Hairpin([11, 0, 0, 7].into())];
     let removed = planner.take_change().removed;
     assert!(shared.iter().all(|entry| !removed.contains(entry)), "{removed:?}");
@@ -364,13 +399,6 @@ fn endpoints_of_other_workers_never_hairpin() {
         .iter()
         .filter_map(|entry| if let Entry::Hairpin(address) = entry { Some(address.to_string()) } else { None });
     assert_eq!(hairpins.collect::<Vec<_>>(), ["11.0.0.7", "11.0.0.9"]);
-}
-
-#[test]
-fn endpoints_beyond_what_a_tag_can_count_are_left_out() {
-    let many: Vec<u8> = (0..=255).collect();
-    let entries = planned(&service(1, Reach::ListedPorts), &[slice(1, &many)]);
-    assert_eq!(entries.iter().filter(|entry| matches!(entry, Entry::Endpoint { .. })).count(), 254);
 }
 
 /// Services that get into each other's way: few ports, few addresses.
