@@ -146,9 +146,9 @@
 //!
 //! # What kube-proxy does that this leaves out
 //!
-//! The unallocated part of the Service range, where kube-proxy refuses and this lets pass. Beyond fifteen different
-//! numbers of endpoints above 239, one is rounded up, at the cost of an even distribution, or cut ([`slots::Widths`]).
-//! Sysctls are the business of whoever sets up the worker.
+//! The unallocated part of the Service range, where kube-proxy drops if it knows the range, and this lets pass. Beyond
+//! fifteen different numbers of endpoints above 239, one is rounded up, at the cost of an even distribution, or cut
+//! ([`slots::Widths`]). Sysctls are the business of whoever sets up the worker.
 //!
 //! Source: Kubernetes `pkg/proxy/nftables` and KEP-3866 for what a Service promises; Linux
 //! `net/netfilter/nf_tables_api.c` for what a batch is.

@@ -80,6 +80,15 @@ fn layouts() -> Layouts {
     Layouts { ipv4: layout(Family::V4), ipv6: layout(Family::V6) }
 }
 
+/// A worker that knows no Service, and the kernel with its tables.
+fn started() -> (Worker, Kernel) {
+    let mut worker = Worker::new();
+    let mut kernel = Kernel::open(layouts()).unwrap();
+    kernel.replace(worker.planner.entries()).unwrap();
+    worker.planner.take_change();
+    (worker, kernel)
+}
+
 fn nft(words: &str) -> String {
     let output = std::process::Command::new("nft").args(words.split(' ')).output().unwrap();
     assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
@@ -115,10 +124,7 @@ fn the_kernel_has_after_many_changes_what_a_new_plan_would_write() {
     if !linux_net::testing::enter_sandbox() {
         return;
     }
-    let mut worker = Worker::new();
-    let mut kernel = Kernel::open(layouts()).unwrap();
-    kernel.replace(worker.planner.entries()).unwrap();
-    worker.planner.take_change();
+    let (mut worker, mut kernel) = started();
     // Fixed pseudo-random numbers, so that a failure can be repeated. Source: Knuth, TAOCP 2, 3.3.4.
     let mut state: u64 = 1;
     let mut random = |below: usize| {
@@ -215,10 +221,7 @@ fn a_table_that_is_full_is_written_anew_with_more_room() {
     if !linux_net::testing::enter_sandbox() {
         return;
     }
-    let mut worker = Worker::new();
-    let mut kernel = Kernel::open(layouts()).unwrap();
-    kernel.replace(worker.planner.entries()).unwrap();
-    worker.planner.take_change();
+    let (mut worker, mut kernel) = started();
     assert!(nft("list map ip kproxy front").contains("size 1024"));
     for n in 0..1100 {
         let address = format!("100.64.{}.{}", n / 250, 1 + n % 250);
@@ -284,10 +287,7 @@ fn numbers_of_endpoints_that_no_tag_can_say_change_and_are_adopted() {
     if !linux_net::testing::enter_sandbox() {
         return;
     }
-    let mut worker = Worker::new();
-    let mut kernel = Kernel::open(layouts()).unwrap();
-    kernel.replace(worker.planner.entries()).unwrap();
-    worker.planner.take_change();
+    let (mut worker, mut kernel) = started();
     let addresses: Vec<String> = (0..420).map(|n| format!("11.10.{}.{}", n / 250, 1 + n % 250)).collect();
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
     let spec = |n: u8| json!({"spec": {"clusterIP": format!("100.64.0.{n}"), "ports": [{"port": 80}]}});
