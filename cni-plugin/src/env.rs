@@ -127,6 +127,19 @@ pub struct Environment {
 }
 
 impl Environment {
+    /// What tests need of one: no namespace, no path.
+    #[cfg(test)]
+    pub(crate) fn of(container_id: &str, ifname: &str, args: &str) -> Result<Self> {
+        Ok(Self {
+            container_id: ContainerId::new(container_id)?,
+            netns: None,
+            ifname: Some(parse_ifname(ifname)?),
+            args: args.to_owned(),
+            path: Vec::new(),
+            allow_own_netns: false,
+        })
+    }
+
     /// The interface name; every command that gets here with a container has one.
     ///
     /// # Errors

@@ -153,18 +153,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::env::{ContainerId, parse_ifname};
 
     fn answer(mut conf: Value, args: &str) -> Result<Value> {
         conf["name"] = json!("n");
-        let env = Environment {
-            container_id: ContainerId::new("c1")?,
-            netns: None,
-            ifname: Some(parse_ifname("eth0")?),
-            args: args.to_owned(),
-            path: Vec::new(),
-            allow_own_netns: false,
-        };
+        let env = Environment::of("c1", "eth0", args)?;
         let conf = Conf::parse(conf.to_string().as_bytes())?;
         Static.add(&env, &conf)?.to_value(SpecVersion::V1_0_0)
     }

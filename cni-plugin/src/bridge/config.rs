@@ -168,14 +168,7 @@ mod tests {
 
     fn read(mut conf: Value, args: &str) -> Result<Config> {
         conf["name"] = json!("n");
-        let env = Environment {
-            container_id: crate::env::ContainerId::new("c1")?,
-            netns: None,
-            ifname: Some(parse_ifname("eth0")?),
-            args: args.to_owned(),
-            path: Vec::new(),
-            allow_own_netns: false,
-        };
+        let env = Environment::of("c1", "eth0", args)?;
         Config::read(&env, &Conf::parse(conf.to_string().as_bytes())?)
     }
 

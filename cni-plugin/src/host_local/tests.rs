@@ -1,23 +1,14 @@
 //! Allocation against a real directory.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::env::{ContainerId, parse_ifname};
 
 fn env(id: &str, ifname: &str, args: &str) -> Environment {
-    Environment {
-        container_id: ContainerId::new(id).unwrap(),
-        netns: Some(PathBuf::from("/run/netns/x")),
-        ifname: Some(parse_ifname(ifname).unwrap()),
-        args: args.to_owned(),
-        path: Vec::new(),
-        allow_own_netns: false,
-    }
+    Environment::of(id, ifname, args).unwrap()
 }
 
 /// A network on a fresh directory.
