@@ -65,7 +65,9 @@ fn the_zone_of_a_worker_may_change() {
 
 #[test]
 fn traffic_stays_on_the_node_while_all_hints_are_there() {
-    if is_ours_only("it needs the feature gate PreferSameTrafficDistribution up to 1.34") || is_done() {
+    if is_ours_only("up to 1.34 it does the same with the feature gate PreferSameTrafficDistribution alone")
+        || is_done()
+    {
         return;
     }
     let lab = lab();

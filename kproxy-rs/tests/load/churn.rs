@@ -25,6 +25,10 @@ const CHANGES: u32 = 10_000;
 /// How long one of them takes that is in time, with all writers together.
 const PACE: Duration = Duration::from_millis(1);
 
+/// What kube-proxy says then is "Message too long": a socket's buffer may be as long as it takes only with privileges outside of the sandbox.
+const TOO_MUCH: &str =
+    "its nft sends more at once than the kernel takes in a user namespace, fails, and tries again in half a minute";
+
 /// One who writes, and what its Services should be like: the endpoints of those that are there.
 struct Writer {
     number: u8,
@@ -224,7 +228,7 @@ fn resident(lab: &Lab) -> u64 {
 
 #[test]
 fn ten_thousand_changes_leave_what_they_say_and_nothing_more() {
-    if is_ours_only("at this rate it falls behind by minutes") {
+    if is_ours_only(TOO_MUCH) {
         return;
     }
     if is_done() {
@@ -235,7 +239,8 @@ fn ten_thousand_changes_leave_what_they_say_and_nothing_more() {
     let mut writers: Vec<Writer> = (0..WRITERS).map(Writer::new).collect();
     settle(&lab);
     let before = contents(&lab);
-    churn(&lab, &mut writers, CHANGES / 5, PACE);
+    // As many as fast as they can be made: after that the proxy has all the memory that it will ever need for these.
+    churn(&lab, &mut writers, CHANGES, Duration::ZERO);
     settle(&lab);
     let warm = resident(&lab);
     let mut took = Duration::ZERO;
@@ -259,7 +264,7 @@ fn ten_thousand_changes_leave_what_they_say_and_nothing_more() {
 
 #[test]
 fn a_burst_of_ten_thousand_changes_becomes_a_few_commits() {
-    if is_ours_only("its commits take too long to count them here") {
+    if is_ours_only(TOO_MUCH) {
         return;
     }
     if is_done() {
