@@ -1,6 +1,7 @@
 //! Allocation against a real directory.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
