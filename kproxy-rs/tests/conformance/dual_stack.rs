@@ -1,9 +1,11 @@
 //! A Service with an address of each family: each has its own endpoints.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::support::traffic::{ask, ask_udp, count, is_refused, serve_tcp, serve_udp};
-use crate::support::{GATEWAY6, Lab, WORKER_IP6, eventually};
+use crate::support::traffic::{UdpClient, ask, ask_udp, count, is_refused, serve_tcp, serve_udp};
+use crate::support::{GATEWAY6, Lab, OUTSIDE_IP6, WORKER_IP6, eventually};
 use crate::{VIP, is_done};
 
 const VIP6: &str = "fd00:64::1";
@@ -122,4 +124,46 @@ fn what_ipv4_promises_ipv6_does_too() {
     for from in [lab.pod(4), &lab.worker, &lab.outside] {
         eventually("no endpoints", || is_refused(from, HTTP6));
     }
+}
+
+#[test]
+fn sticky_clients_and_policies_are_known_to_ipv6_too() {
+    if is_done() {
+        return;
+    }
+    let lab = lab();
+    let put = |more: &Value| {
+        let mut spec = json!({"type": "NodePort", "clusterIP": VIP6,
+            "ports": [{"name": "http", "port": 80, "nodePort": 30080}, {"name": "dns", "port": 80, "nodePort": 30080, "protocol": "UDP"}]});
+        for (field, value) in more.as_object().into_iter().flatten() {
+            spec[field] = value.clone();
+        }
+        lab.put_service("web", &spec);
+    };
+    put(&json!({"sessionAffinity": "ClientIP"}));
+    place(&lab, "IPv6", &[1, 2, 3]);
+    eventually("it is served", || ask(lab.pod(4), HTTP6).is_ok());
+    assert_eq!(count(lab.pod(4), HTTP6, 20).len(), 1);
+    put(&json!({}));
+    eventually("without affinity, connections spread", || count(lab.pod(4), HTTP6, 20).len() == 3);
+    put(&json!({"externalTrafficPolicy": "Local"}));
+    let node_port = format!("[{WORKER_IP6}]:30080");
+    eventually("the client's address is kept", || {
+        [ask, ask_udp].iter().all(|ask| ask(&lab.outside, &node_port).is_ok_and(|(_, client)| client == OUTSIDE_IP6))
+    });
+}
+
+#[test]
+fn a_udp_client_of_ipv6_moves_with_its_service() {
+    if is_done() {
+        return;
+    }
+    let lab = lab();
+    let client = UdpClient::new(lab.pod(4), HTTP6, Duration::from_millis(100));
+    assert_eq!(client.pod(), None, "it begins before there is a Service, which conntrack remembers");
+    serve(&lab, &[VIP6]);
+    place(&lab, "IPv6", &[1]);
+    eventually("the same socket is answered", || client.pod().as_deref() == Some("p1"));
+    place(&lab, "IPv6", &[2]);
+    eventually("it moves to the new endpoint", || client.pod().as_deref() == Some("p2"));
 }

@@ -150,6 +150,7 @@ fn a_load_balancer_s_source_ranges_let_in_whom_they_name() {
     eventually("a client in the range is served", || ask(&lab.outside, &balancer).is_ok());
     serve(&lab, &json!({"loadBalancerSourceRanges": ["10.0.0.10/31", "192.0.2.0/24"]}));
     eventually("a client outside of it is not", || is_dropped(&lab.outside, &balancer));
+    assert!(is_dropped(lab.pod(1), &balancer), "a pod is a client like any other here");
     for to in [format!("{WORKER_IP}:30080"), format!("{EXTERNAL}:80")] {
         assert!(ask(&lab.outside, &to).is_ok(), "the ranges hold for the load balancer alone: {to}");
     }

@@ -127,7 +127,7 @@ fn delete(key: &str) -> TxnOp {
     TxnOp::delete(format!("/registry/{key}"), None)
 }
 
-/// Makes `CHANGES` changes by all writers at the same time, each at its part of the pace; returns how long that took.
+/// Makes so many changes by all writers at the same time, each at its part of the pace; returns how long that took.
 fn churn(lab: &Lab, writers: &mut [Writer], changes: u32, pace: Duration) -> Duration {
     let start = std::time::Instant::now();
     let (each, pace) = (changes / u32::from(WRITERS), pace * u32::from(WRITERS));
