@@ -124,7 +124,8 @@ impl Flows {
 
 /// Finds the connections that contradict the fronts as they are: what changed while nobody watched.
 ///
-/// Only those to a front's own address are looked at. Of a port of the worker itself nobody can say later whether it was a Service's.
+/// Of one that was sent to a port that the worker itself has, and was not translated, nobody can say whose address it was sent to: perhaps
+/// another machine's, so it stays.
 pub fn contradictions<'a>(
     fronts: impl Iterator<Item = (&'a UdpFront, &'a BTreeSet<Target>)>,
     entries: &[conntrack::Entry],
@@ -132,9 +133,10 @@ pub fn contradictions<'a>(
     let fronts: BTreeMap<UdpFront, &BTreeSet<Target>> = fronts.map(|(front, targets)| (*front, targets)).collect();
     let contradicted = entries.iter().filter(|entry| entry.protocol == UDP).filter_map(|entry| {
         let port = NonZeroU16::new(entry.original.destination_port)?;
-        let front = UdpFront { address: Some(entry.original.destination), port };
-        let targets = fronts.get(&front)?;
         let target = Target { address: entry.reply.source, port: NonZeroU16::new(entry.reply.source_port)? };
+        let at = |address| fronts.get_key_value(&UdpFront { address, port });
+        let is_translated = target != Target { address: entry.original.destination, port };
+        let (front, targets) = at(Some(entry.original.destination)).or_else(|| at(None).filter(|_| is_translated))?;
         (!targets.contains(&target)).then(|| front.translated(target))
     });
     contradicted.collect()

@@ -121,11 +121,18 @@ fn what_changed_while_the_proxy_was_away_is_made_up_for() {
     let mut lab = lab();
     serve(&lab);
     place(&lab, &[1]);
-    let client = client(lab.pod(3), &format!("{VIP}:53"));
-    eventually("it is answered", || client.pod().as_deref() == Some("p1"));
+    let inside = client(lab.pod(3), &format!("{VIP}:53"));
+    let outside = client(&lab.outside, &format!("{WORKER_IP}:30053"));
+    for client in [&inside, &outside] {
+        eventually("it is answered", || client.pod().as_deref() == Some("p1"));
+    }
     lab.kill_proxy();
     place(&lab, &[2]);
-    assert_eq!(client.pod().as_deref(), Some("p1"));
+    for client in [&inside, &outside] {
+        assert_eq!(client.pod().as_deref(), Some("p1"));
+    }
     lab.start_proxy();
-    eventually("it moves to the new endpoint", || client.pod().as_deref() == Some("p2"));
+    for client in [&inside, &outside] {
+        eventually("it moves to the new endpoint", || client.pod().as_deref() == Some("p2"));
+    }
 }
