@@ -43,6 +43,7 @@ use self::{
 use crate::api::{
     failure::Failure,
     kind::{KINDS, Kind},
+    prepare::clock,
     registry::{Part, Precondition, Registry},
 };
 
@@ -136,17 +137,20 @@ async fn service(registry: &Registry, objects: &mut Objects, reference: &Referen
     if !endpoints::is_followed(&service) {
         return Ok(());
     }
+    let seen = clock();
     let pods = objects.selected_by(&service);
     keep_endpoints(registry, objects, &older, &endpoints::older_form(&service, &pods)).await?;
     for change in endpoints::plan(&service, &pods.iter().collect::<Vec<_>>(), &existing) {
         match change {
-            Change::Create(slice) => {
+            Change::Create(mut slice) => {
+                endpoints::set_trigger_time(&mut slice, seen);
                 let slice = value(&slice)?;
                 let made = registry.create(Kind::EndpointSlice, &reference.namespace, slice).await?;
                 debug!(service = %reference, slice = %made["metadata"]["name"], "slice created");
                 objects.put(Kind::EndpointSlice, made);
             }
-            Change::Update(slice) => {
+            Change::Update(mut slice) => {
+                endpoints::set_trigger_time(&mut slice, seen);
                 let name = slice.metadata.name.clone().unwrap_or_default();
                 let slice = value(&slice)?;
                 let change = |_| Ok(slice.clone());

@@ -64,9 +64,15 @@ pub struct Status {
 #[derive(Debug, Default)]
 pub struct Metrics {
     /// `kubeproxy_sync_proxy_rules_duration_seconds`
-    pub sync_seconds: SyncSeconds,
+    pub sync_seconds: Seconds,
     /// `kubeproxy_sync_proxy_rules_last_timestamp_seconds`
     pub last_sync_seconds: Gauge,
+    /// `kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds`
+    pub last_queued_seconds: Gauge,
+    /// `kubeproxy_network_programming_duration_seconds`: from the change of an endpoint, as its slice says, to the kernel.
+    pub programming_seconds: Seconds,
+    /// `kubeproxy_sync_proxy_rules_no_local_endpoints_total`: Services of policy Local without an endpoint on this worker.
+    pub no_local_endpoints: Family<[(&'static str, &'static str); 1], Gauge>,
     /// `kubeproxy_sync_proxy_rules_service_changes_total`
     pub service_changes: Counter,
     /// `kubeproxy_sync_proxy_rules_endpoint_changes_total`
@@ -89,9 +95,9 @@ pub struct Metrics {
 
 /// A histogram from 0.1 ms on: ours are a hundred times shorter than those that kube-proxy's buckets are made for.
 #[derive(Debug, Clone)]
-pub struct SyncSeconds(pub Histogram);
+pub struct Seconds(pub Histogram);
 
-impl Default for SyncSeconds {
+impl Default for Seconds {
     fn default() -> Self {
         Self(Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(0.0001, 2.0, 16)))
     }
@@ -125,6 +131,16 @@ impl Health {
             "When the kernel was brought up to date last",
             metrics.last_sync_seconds.clone(),
         );
+        rules.register(
+            "last_queued_timestamp_seconds",
+            "When a change came in last",
+            metrics.last_queued_seconds.clone(),
+        );
+        rules.register(
+            "no_local_endpoints_total",
+            "Services of policy Local without an endpoint on this worker",
+            metrics.no_local_endpoints.clone(),
+        );
         rules.register("service_changes", "Changes of Services seen", metrics.service_changes.clone());
         rules.register("endpoint_changes", "Changes of EndpointSlices seen", metrics.endpoint_changes.clone());
         rules.register("nftables_sync_failures", "Commits that the kernel refused", metrics.failures.clone());
@@ -132,6 +148,11 @@ impl Health {
             "table_repairs",
             "Times that the table was found changed by somebody else, and rewritten",
             metrics.repairs.clone(),
+        );
+        all.register(
+            "network_programming_duration_seconds",
+            "Time from the change of an endpoint, as its slice says, until the kernel knows it",
+            metrics.programming_seconds.0.clone(),
         );
         all.register("table_entries", "Elements of the maps and sets of the table", metrics.entries.clone());
         all.register("skipped_objects", "Objects in etcd that cannot be used", metrics.skipped_objects.clone());

@@ -7,9 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::api::core::v1::{Node as NodeObject, Service as ServiceObject};
 use k8s_openapi::api::discovery::v1::EndpointSlice as SliceObject;
+use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
@@ -59,17 +61,23 @@ pub struct Objects {
     zones: BTreeMap<String, Option<String>>,
     poisoned: BTreeSet<Key>,
     dirty: BTreeSet<ServiceName>,
-    /// How many changes of Services and of slices were seen.
     changes: Changes,
 }
 
-/// How many changes there were.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+/// What a slice says of when the change began that it tells of: when a pod became ready, say.
+///
+/// Source: Kubernetes `k8s.io/api/core/v1`, `EndpointsLastChangeTriggerTime`.
+pub const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// What was seen of changes.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Changes {
-    /// Of Services.
+    /// How many there were of Services.
     pub services: u64,
-    /// Of EndpointSlices.
+    /// How many there were of EndpointSlices.
     pub slices: u64,
+    /// When those of EndpointSlices began that say so.
+    pub began: Vec<SystemTime>,
 }
 
 impl Objects {
@@ -85,6 +93,8 @@ impl Objects {
                 for (key, value) in &pairs {
                     self.put(key, value);
                 }
+                // They began at any time, before this program perhaps.
+                self.changes.began.clear();
             }
             Event::Put(key, value) => self.put(&key, &value),
             Event::Deleted(key) => self.remove(&key),
@@ -96,7 +106,7 @@ impl Objects {
         std::mem::take(&mut self.dirty)
     }
 
-    /// Takes the number of changes since this was called last.
+    /// Takes what was seen of changes since this was called last.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
     }
@@ -140,11 +150,13 @@ impl Objects {
                 .map(|service| {
                     self.set_service(name, service);
                 }),
-            Key::Slice { namespace, name } => {
-                let slice = read::<SliceObject>("EndpointSlice", value)
-                    .and_then(|object| Slice::from_object(namespace, &object));
-                slice.map(|slice| self.set_slice(namespace, name, slice))
-            }
+            Key::Slice { namespace, name } => read::<SliceObject>("EndpointSlice", value).and_then(|object| {
+                let slice = Slice::from_object(namespace, &object)?;
+                if self.set_slice(namespace, name, slice) {
+                    self.changes.began.extend(began(&object));
+                }
+                Ok(())
+            }),
             Key::Node(name) => read::<NodeObject>("Node", value).map(|node| {
                 self.zones.insert(name.clone(), Node::zone_of(&node));
             }),
@@ -168,7 +180,7 @@ impl Objects {
     fn forget(&mut self, key: &Key) {
         match key {
             Key::Service(name) => self.set_service(name, None),
-            Key::Slice { namespace, name } => self.set_slice(namespace, name, None),
+            Key::Slice { namespace, name } => _ = self.set_slice(namespace, name, None),
             Key::Node(name) => _ = self.zones.remove(name),
         }
     }
@@ -202,11 +214,12 @@ impl Objects {
         }
     }
 
-    fn set_slice(&mut self, namespace: &str, name: &str, slice: Option<Slice>) {
+    /// Returns whether it is another one than before.
+    fn set_slice(&mut self, namespace: &str, name: &str, slice: Option<Slice>) -> bool {
         let key = (namespace.to_owned(), name.to_owned());
         let former = self.owners.get(&key).and_then(|owner| self.slices.get(owner)?.get(name));
         if former == slice.as_ref() {
-            return;
+            return false;
         }
         if let Some(owner) = self.owners.remove(&key) {
             if let Some(slices) = self.slices.get_mut(&owner) {
@@ -222,6 +235,7 @@ impl Objects {
             self.owners.insert(key, slice.service.clone());
             self.slices.entry(slice.service.clone()).or_default().insert(name.to_owned(), slice);
         }
+        true
     }
 
     fn keys(&self) -> impl Iterator<Item = Key> {
@@ -252,12 +266,20 @@ impl fmt::Display for Key {
     }
 }
 
+/// When the change began, if the slice says so and it can be read.
+fn began(slice: &SliceObject) -> Option<SystemTime> {
+    let time: Timestamp = slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME_ANNOTATION)?.parse().ok()?;
+    UNIX_EPOCH.checked_add(time.as_duration().try_into().ok()?)
+}
+
 fn read<T: DeserializeOwned>(kind: &'static str, value: &[u8]) -> Result<T, ObjectError> {
     serde_json::from_slice(value).map_err(|source| ObjectError::Json { kind, source })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use serde_json::{Value, json};
 
@@ -324,6 +346,25 @@ mod tests {
         assert_eq!(objects.take_dirty().len(), 1);
         assert_eq!(objects.slices(&ServiceName::new("shop", "web")).count(), 0);
         assert!(objects.poisoned().is_empty() && objects.owners.is_empty() && objects.slices.is_empty());
+    }
+
+    #[test]
+    fn a_change_tells_when_it_began_but_what_was_there_at_the_start_does_not() {
+        let mut objects = Objects::default();
+        let at = |time: &str| {
+            let (key, value) = slice("web-1", "web");
+            let mut value: serde_json::Value = serde_json::from_slice(&value).unwrap();
+            value["metadata"]["annotations"] = serde_json::json!({TRIGGER_TIME_ANNOTATION: time});
+            value["ports"] = serde_json::json!([{"port": time.len()}]);
+            (key, value.to_string().into_bytes())
+        };
+        objects.handle_event(Event::Listed(vec![at("2026-11-21T12:00:00Z")]));
+        assert_eq!(objects.take_changes(), Changes { slices: 1, ..Changes::default() });
+        put(&mut objects, at("2026-11-21T12:00:00.5Z"));
+        put(&mut objects, at("2026-11-21T12:00:07.5Z")); // the same slice again
+        put(&mut objects, at("some time ago"));
+        let changes = objects.take_changes();
+        assert_eq!((changes.slices, changes.began), (3, vec![UNIX_EPOCH + Duration::from_millis(1_795_262_400_500)]));
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Planner {
     /// Services that got or lost a front because of another.
     affected: BTreeSet<ServiceName>,
     health_checks: BTreeMap<ServiceName, HealthCheck>,
+    /// How many Services have endpoints, but none on this worker, where a policy wants one.
+    without_local: BTreeMap<Side, usize>,
     /// Entries that came (`true`) or went since the last change was taken; `None` until the first is taken.
     touched: Option<BTreeMap<Entry, bool>>,
     /// Connections that the changes since then contradict.
@@ -55,7 +57,17 @@ struct Holding {
     /// Sorted, without duplicates.
     entries: Vec<Entry>,
     fronts: Vec<Front>,
+    without_local: BTreeSet<Side>,
     udp: BTreeMap<UdpFront, BTreeSet<Target>>,
+}
+
+/// For whom a traffic policy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// `internalTrafficPolicy`
+    Internal,
+    /// `externalTrafficPolicy`
+    External,
 }
 
 /// What a load balancer asks a worker about a Service.
@@ -96,6 +108,7 @@ impl Planner {
             claims: BTreeMap::new(),
             affected: BTreeSet::new(),
             health_checks: BTreeMap::new(),
+            without_local: BTreeMap::new(),
             touched: None,
             flows: Flows::default(),
         }
@@ -152,6 +165,12 @@ impl Planner {
         holding.entries.sort_unstable();
         holding.entries.dedup();
         self.replace_entries(&former.entries, &holding.entries);
+        for side in former.without_local {
+            self.without_local.entry(side).and_modify(|count| *count -= 1);
+        }
+        for side in &holding.without_local {
+            *self.without_local.entry(*side).or_default() += 1;
+        }
         self.flows.changed(&former.udp, &holding.udp);
         self.flows.forget(&former.entries, &holding.entries);
         if service.is_some() {
@@ -187,6 +206,12 @@ impl Planner {
     /// What load balancers ask about, by Service.
     pub fn health_checks(&self) -> impl Iterator<Item = (&ServiceName, HealthCheck)> {
         self.health_checks.iter().map(|(name, check)| (name, *check))
+    }
+
+    /// How many Services have endpoints, but none on this worker, where the policy of that side wants one.
+    #[must_use]
+    pub fn without_local(&self, side: Side) -> usize {
+        self.without_local.get(&side).copied().unwrap_or_default()
     }
 
     /// All entries that the tables must have.
@@ -317,6 +342,7 @@ impl Draft<'_> {
         if internal == Choice::Refuse && service.reach == Reach::AllProtocols {
             return; // The slices know nothing of this port, so it is one of "all".
         }
+        self.holding.without_local.extend((internal == Choice::Drop).then_some(Side::Internal));
         let view = |policy, is_ranged| match (policy, is_ranged) {
             (TrafficPolicy::Cluster, false) => View::Cluster,
             (TrafficPolicy::Local, false) => View::Local,
@@ -338,6 +364,7 @@ impl Draft<'_> {
         let ranges: Vec<IpNet> = ranges.collect();
         let policy = service.external_policy;
         let external = choose(policy, self.planner);
+        self.holding.without_local.extend((external == Choice::Drop).then_some(Side::External));
         if let Some(tag) = self.spread(family, port, view(policy, false), &external, local) {
             let tag = self.external(family, port, tag, candidates, local);
             for address in external_ips {

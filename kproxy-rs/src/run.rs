@@ -9,7 +9,7 @@
 //! come in since.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -24,7 +24,7 @@ use crate::health::{self, Health, Port};
 use crate::health_check::{self, Checks};
 use crate::node::Node;
 use crate::objects::Objects;
-use crate::plan::Planner;
+use crate::plan::{Planner, Side};
 use crate::source::Source;
 use crate::watch::Update;
 
@@ -72,6 +72,7 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
         has_listed: false,
         is_built: false,
         was_refused: false,
+        began: Vec::new(),
     }
     .serve(updates, shutdown)
     .await;
@@ -92,6 +93,8 @@ struct Proxy {
     is_built: bool,
     /// Whether it has refused something, so that what it has is unknown.
     was_refused: bool,
+    /// When changes began that are not in the kernel yet.
+    began: Vec<SystemTime>,
 }
 
 impl Proxy {
@@ -127,6 +130,7 @@ impl Proxy {
             Update::Events(events) => {
                 self.health.metrics().etcd_connected.set(1);
                 self.health.status().etcd_connected = true;
+                self.health.metrics().last_queued_seconds.set(health::now_seconds().cast_signed());
                 self.has_listed = true; // The first event is the listing.
                 for event in events {
                     self.objects.handle_event(event);
@@ -156,6 +160,7 @@ impl Proxy {
         self.count_objects();
         let change = self.planner.take_change();
         if self.is_built && change.is_empty() {
+            self.began.clear();
             self.publish_checks(); // Of these the table knows nothing.
             return;
         }
@@ -261,7 +266,15 @@ impl Proxy {
         let metrics = self.health.metrics();
         let now = health::now_seconds();
         metrics.sync_seconds.0.observe(start.elapsed().as_secs_f64());
-        metrics.last_sync_seconds.set(i64::try_from(now).unwrap_or(i64::MAX));
+        metrics.last_sync_seconds.set(now.cast_signed());
+        for began in self.began.drain(..) {
+            // The clock of whoever wrote it may be ahead of ours.
+            metrics.programming_seconds.0.observe(began.elapsed().unwrap_or_default().as_secs_f64());
+        }
+        for (name, side) in [("internal", Side::Internal), ("external", Side::External)] {
+            let count = i64::try_from(self.planner.without_local(side)).unwrap_or(i64::MAX);
+            metrics.no_local_endpoints.get_or_create(&[("traffic_policy", name)]).set(count);
+        }
         metrics.entries.set(i64::try_from(self.planner.entry_count()).unwrap_or(i64::MAX));
         let mut status = self.health.status();
         (status.synced, status.last_error, status.last_updated_seconds) = (true, None, Some(now));
@@ -278,6 +291,7 @@ impl Proxy {
 
     fn count_objects(&mut self) {
         let changes = self.objects.take_changes();
+        self.began.extend(&changes.began);
         let metrics = self.health.metrics();
         metrics.service_changes.inc_by(changes.services);
         metrics.endpoint_changes.inc_by(changes.slices);

@@ -45,6 +45,11 @@ fn a_deployment_is_scaled_healed_and_deleted_and_traffic_follows() -> anyhow::Re
 
     lab.type_line("scale deployment web --replicas 5")?;
     reaches(&mut lab, "C0w2.c2", &address, 5)?;
+    // From the pods' change, which the slices tell, to the kernel of a worker.
+    let metrics = lab.type_line("C0w1 curl -s http://127.0.0.1:10249/metrics")?;
+    let programmed =
+        metrics.lines().find_map(|line| line.strip_prefix("kubeproxy_network_programming_duration_seconds_count "));
+    assert!(programmed.is_some_and(|count| count.trim().parse().is_ok_and(|count: u64| count > 0)), "{metrics}");
     lab.type_line("scale deployment web --replicas 1")?;
     reaches(&mut lab, "C0w2.c2", &address, 1)?;
 

@@ -28,8 +28,8 @@ pub fn now() -> String {
 #[must_use]
 pub fn clock() -> Timestamp {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
-    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
+    let nanoseconds = i128::try_from(since_1970.as_nanos()).unwrap_or(i128::MAX);
+    Timestamp::from_nanosecond(nanoseconds).unwrap_or(Timestamp::MAX)
 }
 
 /// A random UUID; the kernel makes them.

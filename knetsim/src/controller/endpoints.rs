@@ -20,7 +20,9 @@ use k8s_openapi::{
         apis::meta::v1::{ObjectMeta, OwnerReference},
         util::intstr::IntOrString,
     },
+    jiff::Timestamp,
 };
+use kproxy_rs::objects::TRIGGER_TIME_ANNOTATION;
 
 use super::pods::{is_finished, is_ready};
 
@@ -48,6 +50,12 @@ pub enum Change {
 
 /// The ports of a group of endpoints, in an order that makes equal sets equal.
 type Ports = BTreeSet<(String, String, i32)>;
+
+/// Notes in a slice when its change was seen, by which a service proxy measures how late it is itself.
+pub fn set_trigger_time(slice: &mut EndpointSlice, seen: Timestamp) {
+    let annotations = slice.metadata.annotations.get_or_insert_default();
+    annotations.insert(TRIGGER_TIME_ANNOTATION.to_owned(), seen.to_string());
+}
 
 /// Whether this controller keeps a slice.
 #[must_use]

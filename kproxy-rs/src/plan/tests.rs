@@ -370,6 +370,28 @@ fn what_services_share_stays_while_one_needs_it() {
 }
 
 #[test]
+fn services_without_an_endpoint_on_this_worker_are_counted_while_a_policy_wants_one() {
+    let mut planner = planner();
+    let mut web = balancer();
+    web.internal_policy = TrafficPolicy::Local;
+    web.external_policy = TrafficPolicy::Local;
+    let mut far = near_and_far();
+    far.endpoints.remove(0);
+    let counts = |planner: &Planner| (planner.without_local(Side::Internal), planner.without_local(Side::External));
+    planner.update(&name(1), Some(&web), [far.clone()].iter());
+    planner.update(&name(1), Some(&web), [far.clone()].iter());
+    assert_eq!(counts(&planner), (1, 1));
+    web.internal_policy = TrafficPolicy::Cluster;
+    planner.update(&name(1), Some(&web), [far.clone()].iter());
+    assert_eq!(counts(&planner), (0, 1));
+    planner.update(&name(1), Some(&web), [near_and_far()].iter());
+    assert_eq!(counts(&planner), (0, 0));
+    planner.update(&name(1), Some(&web), [far].iter());
+    planner.update(&name(1), None, [].iter());
+    assert_eq!(counts(&planner), (0, 0));
+}
+
+#[test]
 fn a_change_that_is_taken_back_changes_nothing() {
     let mut planner = planner();
     let web = service(1, Reach::ListedPorts);
