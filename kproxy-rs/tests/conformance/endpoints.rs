@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::support::objects::{endpoint, endpoint_on, terminating, unready};
-use crate::support::traffic::{answer, ask, count, is_dropped, is_refused, serve_tcp};
+use crate::support::program::{TOO_MUCH, is_ours_only};
+use crate::support::traffic::{answer, ask, count, is_dropped, is_refused, serve_tcp, serve_tcp_as};
 use crate::support::{Lab, OUTSIDE_IP, WORKER_IP, eventually};
 use crate::{VIP, is_done};
 
@@ -108,6 +109,30 @@ fn a_hundred_and_twenty_endpoints_of_two_slices_are_one_service() {
     eventually("the three of both slices answer", || answer(lab.pod(4), HTTP, &[1, 2, 3]));
     lab.delete("endpointslices/shop/web-1");
     eventually("the one of the second slice", || answer(lab.pod(4), HTTP, &[3]));
+}
+
+#[test]
+fn three_hundred_endpoints_of_a_hundred_slices_all_take_connections() {
+    if is_ours_only(TOO_MUCH) || is_done() {
+        return;
+    }
+    let lab = Lab::new(4);
+    // Slices of one Service may differ in their ports, so that three pods are enough.
+    for slice in 0..100 {
+        (1..=3).for_each(|n| serve_tcp_as(format!("p{n}:{slice}"), lab.pod(n), 9000 + slice));
+        let port = json!({"name": "http", "port": 9000 + slice, "protocol": "TCP"});
+        lab.put_endpoints(&format!("web-{slice}"), "web", &[port], &[1, 2, 3].map(endpoint));
+    }
+    lab.put_service("web", &json!({"clusterIP": VIP, "ports": [{"name": "http", "port": 80}]}));
+    eventually("the last endpoint is there", || lab.tables().contains("11.0.0.3 . 9099"));
+    // Expected are 15 each; that one gets none happens once in 10,000 runs, and then once more. That none gets more than 45, three times
+    // its share, is wrong once in fifty million.
+    let mut answers = count(lab.pod(4), HTTP, 4500);
+    if answers.len() < 300 {
+        answers.extend(count(lab.pod(4), HTTP, 1500));
+    }
+    assert_eq!(answers.len(), 300);
+    assert!(answers.values().all(|count| *count <= 45), "{answers:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::objects::{endpoint, whole};
-use crate::support::program::is_ours_only;
+use crate::support::program::{TOO_MUCH, is_ours_only};
 use crate::support::traffic::ask;
 use crate::support::{Lab, eventually, say};
 use crate::{is_done, lab, under_load};
@@ -24,10 +24,6 @@ const SERVICES: u8 = 30;
 const CHANGES: u32 = 10_000;
 /// How long one of them takes that is in time, with all writers together.
 const PACE: Duration = Duration::from_millis(1);
-
-/// What kube-proxy says then is "Message too long": a socket's buffer may be as long as it takes only with privileges outside of the sandbox.
-const TOO_MUCH: &str =
-    "its nft sends more at once than the kernel takes in a user namespace, fails, and tries again in half a minute";
 
 /// One who writes, and what its Services should be like: the endpoints of those that are there.
 struct Writer {
@@ -239,7 +235,7 @@ fn ten_thousand_changes_leave_what_they_say_and_nothing_more() {
     let mut writers: Vec<Writer> = (0..WRITERS).map(Writer::new).collect();
     settle(&lab);
     let before = contents(&lab);
-    // As many as fast as they can be made: after that the proxy has all the memory that it will ever need for these.
+    // As many as fast as they can be made: after that the proxy has taken what it needs for these.
     churn(&lab, &mut writers, CHANGES, Duration::ZERO);
     settle(&lab);
     let warm = resident(&lab);
@@ -248,7 +244,8 @@ fn ten_thousand_changes_leave_what_they_say_and_nothing_more() {
     report.assert_flawless();
     settle(&lab);
     let after = resident(&lab);
-    assert!(after < warm + warm / 4, "resident memory grew from {warm} KiB to {after} KiB");
+    // What is read and planned at once takes a few MiB, more on a busy machine. If each change left 1 KiB behind, it would be ten.
+    assert!(after < warm + 8 * 1024, "resident memory grew from {warm} KiB to {after} KiB");
     assert_final(&mut lab, &writers);
     clear(&lab, &mut writers);
     settle(&lab);

@@ -17,6 +17,11 @@ pub(crate) const API_PORT: u16 = 8080;
 /// Set by whoever wants to see the real kube-proxy in the place of ours.
 pub(crate) const REAL: &str = "KNETSIM_REAL";
 
+/// Why kube-proxy fails where it has to write much at once. It says "Message too long": a socket may have the buffer that this takes only
+/// with privileges outside of the sandbox.
+pub(crate) const TOO_MUCH: &str =
+    "its nft sends more at once than the kernel takes in a user namespace, fails, and tries again in half a minute";
+
 /// Who plays the service proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {

@@ -13,8 +13,12 @@ use super::{AT_ONCE, PATIENCE};
 
 /// Answers each connection to `port` of a pod, of either family, with the pod's name and the client's address, then with what the client sends.
 pub(crate) fn serve_tcp(pod: &NetNs, port: u16) {
+    serve_tcp_as(pod.name().to_owned(), pod, port);
+}
+
+/// As [`serve_tcp`], with another name.
+pub(crate) fn serve_tcp_as(name: String, pod: &NetNs, port: u16) {
     let listener = pod.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).unwrap();
-    let name = pod.name().to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let (mut stream, name) = (stream.unwrap(), name.clone());
