@@ -150,6 +150,8 @@
 //! fifteen different numbers of endpoints above 239, one is rounded up, at the cost of an even distribution, or cut
 //! ([`slots::Widths`]). Sysctls are the business of whoever sets up the worker.
 //!
+//! What both do, but not alike, `docs/architecture.md` lists: `tests/conformance` runs under either.
+//!
 //! Source: Kubernetes `pkg/proxy/nftables` and KEP-3866 for what a Service promises; Linux
 //! `net/netfilter/nf_tables_api.c` for what a batch is.
 
