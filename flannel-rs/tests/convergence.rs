@@ -9,7 +9,7 @@ use flannel_rs::peer::Peer;
 use flannel_rs::plan::{Observed, plan};
 use flannel_rs::vxlan::Device;
 use ipnet::IpNet;
-use linux_net::netlink::{Address, FdbEntry, Link, LinkKind, LinkStatistics, Neighbour, Route};
+use linux_net::netlink::{Address, FdbEntry, Link, LinkKind, Neighbour, Route};
 use linux_net::{IfName, MacAddr, Op, Vni};
 use proptest::prelude::*;
 
@@ -34,7 +34,6 @@ fn apply(kernel: &mut Observed, op: &Op) {
                 peer_index: None,
                 hairpin: None,
                 isolated: None,
-                statistics: LinkStatistics::default(),
             });
         }
         Op::DelLink { name } => {

@@ -13,7 +13,7 @@ mod socket;
 mod traffic;
 
 pub use monitor::{Event, Group, Monitor};
-pub use observed::{Address, Link, LinkKind, LinkStatistics};
+pub use observed::{Address, Link, LinkKind};
 pub use op::{
     FdbEntry, FdbOwner, Ifb, Macvlan, MacvlanMode, Neighbour, NeighbourState, Op, Route, RouteKind, RouteScope, Veth,
     VethPeer, Vlans, Vxlan,
@@ -166,7 +166,7 @@ impl Netlink {
     ///
     /// When the kernel refuses, or what it says cannot be read.
     pub fn link(&mut self, name: &IfName) -> Result<Option<Link>> {
-        let mut request = LinkMessage::default();
+        let mut request = without_statistics();
         request.attributes.push(LinkAttribute::IfName(name.to_string()));
         let Some(message) = self.link_message(request)? else { return Ok(None) };
         // A link that points at others bears their numbers; their names are asked for only then.
@@ -379,13 +379,20 @@ impl Netlink {
     }
 
     fn link_messages(&mut self) -> Result<Vec<LinkMessage>> {
-        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let request = RouteNetlinkMessage::GetLink(without_statistics());
         Ok(self.dump(&request, "ip link show")?.into_iter().filter_map(new_link).collect())
     }
 
     fn dump(&mut self, request: &RouteNetlinkMessage, command: &str) -> Result<Vec<RouteNetlinkMessage>> {
         self.socket.request(request, NLM_F_DUMP).map_err(|errno| listing(command, errno))
     }
+}
+
+/// A question about links. What went through them is not counted together for it.
+fn without_statistics() -> LinkMessage {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    request
 }
 
 fn new_link(message: RouteNetlinkMessage) -> Option<LinkMessage> {

@@ -4,11 +4,7 @@
 //! them. Some parameters belong to the first namespace only, and a write to them in another one may be ignored
 //! without an error; so [`set`] reads back what it wrote.
 
-use std::{
-    fs::{self, File},
-    os::unix::fs::FileExt as _,
-    path::PathBuf,
-};
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
 
 use crate::error::{Error, Result};
 
@@ -29,10 +25,14 @@ const PAGE_BYTES: usize = 4096;
 /// [`Error::is_not_found`] when this kernel has no such parameter.
 pub fn get(key: &str) -> Result<String> {
     let path = path_of(key)?;
-    match fs::read_to_string(&path) {
-        Ok(value) => Ok(value.trim_end().to_owned()),
-        Err(source) => Err(Error::File { action: "read", path, source }),
-    }
+    File::open(&path).and_then(|file| read(&file)).map_err(|source| Error::File { action: "read", path, source })
+}
+
+/// One read gives all of a parameter.
+fn read(file: &File) -> io::Result<String> {
+    let mut value = [0; PAGE_BYTES];
+    let length = file.read_at(&mut value, 0)?;
+    Ok(String::from_utf8_lossy(&value[..length]).trim_end().to_owned())
 }
 
 /// Writes a parameter and reads it back (`sysctl -w KEY=VALUE`).
@@ -46,9 +46,7 @@ pub fn set(key: &str, value: &str) -> Result<()> {
     let replace = || {
         let file = File::options().read(true).write(true).open(&path)?;
         file.write_all_at(value.as_bytes(), 0)?;
-        let mut found = [0; PAGE_BYTES];
-        let length = file.read_at(&mut found, 0)?;
-        Ok(String::from_utf8_lossy(&found[..length]).trim_end().to_owned())
+        read(&file)
     };
     let found = replace().map_err(|source| Error::File { action: "write", path, source })?;
     // A parameter of several numbers reads back with tabs between them.

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use linux_net::{
     IfName, MacAddr, NetNs, Netlink, Op, Vni,
     netlink::{
-        Address, FdbEntry, FdbOwner, Ifb, Link, LinkKind, LinkStatistics, Macvlan, MacvlanMode, Neighbour,
-        NeighbourState, Qdisc, Route, RouteKind, RouteScope, TokenBucket, Veth, Vlans, Vxlan,
+        Address, FdbEntry, FdbOwner, Ifb, Link, LinkKind, Macvlan, MacvlanMode, Neighbour, NeighbourState, Qdisc,
+        Route, RouteKind, RouteScope, TokenBucket, Veth, Vlans, Vxlan,
     },
     process::CommandNamespaceExt,
     testing::enter_sandbox,
@@ -83,7 +83,6 @@ impl State {
             entry.mac.octets()[0] & 1 == 0 && (entry.dst.is_some() || entry.mac == mac("02:00:00:00:00:99"))
         });
         for link in &mut links {
-            link.statistics = LinkStatistics::default();
             if link.mac.is_some_and(|mac| !mac.octets().starts_with(&[2, 0, 0])) {
                 link.mac = None;
             }
@@ -147,12 +146,16 @@ fn links_are_made_changed_and_deleted() -> Result<()> {
         Op::SetAllMulticast { dev: name("up0"), on: false },
         Op::SetIsolated { dev: name("far0"), on: false },
         Op::SetMaster { dev: name("far0"), master: None },
+        Op::SetDown { dev: name("far0") },
         Op::SetDown { dev: name("br0") },
         Op::Rename { dev: name("br0"), name: name("br1") },
         Op::SetAlias { dev: name("br1"), alias: String::new() },
     ])?;
     assert_eq!(state.link("far0")?.master, None);
-    assert!(!state.link("br1")?.up);
+    assert!(!state.link("br1")?.up && !state.link("far0")?.up);
+    let state = twins.both(&[Op::PlugIn { dev: name("far0"), master: name("br1") }])?;
+    assert!(state.link("far0")?.up);
+    assert_eq!(state.link("far0")?.master, Some(name("br1")));
     assert_eq!(state.link("br1")?.alias, None);
     let state = twins.both(&[Op::DelLink { name: name("br1") }, Op::DelLink { name: name("up0") }])?;
     assert_eq!(state.links.len(), 1, "only lo is left");

@@ -1,6 +1,6 @@
 //! Which interface is chosen, from one table of links and addresses.
 
-use linux_net::netlink::{LinkKind, LinkStatistics};
+use linux_net::netlink::LinkKind;
 
 use super::*;
 
@@ -21,7 +21,6 @@ fn link(index: u32, name: &str) -> Link {
         peer_index: None,
         hairpin: None,
         isolated: None,
-        statistics: LinkStatistics::default(),
     }
 }
 

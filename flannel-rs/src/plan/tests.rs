@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use linux_net::netlink::{FdbOwner, LinkStatistics, RouteScope};
+use linux_net::netlink::{FdbOwner, RouteScope};
 use linux_net::{IfName, MacAddr};
 
 use super::*;
@@ -91,7 +91,6 @@ fn link(device: &Device) -> Link {
         peer_index: None,
         hairpin: None,
         isolated: None,
-        statistics: LinkStatistics::default(),
     }
 }
 

@@ -15,8 +15,8 @@ use netlink_packet_route::{
 };
 
 use super::{
-    Address, FdbEntry, FdbOwner, Link, LinkKind, LinkStatistics, Macvlan, MacvlanMode, Neighbour, NeighbourState,
-    Route, RouteKind, RouteScope, Vlans, Vxlan,
+    Address, FdbEntry, FdbOwner, Link, LinkKind, Macvlan, MacvlanMode, Neighbour, NeighbourState, Route, RouteKind,
+    RouteScope, Vlans, Vxlan,
 };
 use crate::{
     error::{Error, Result},
@@ -102,7 +102,6 @@ pub(super) fn link(message: &LinkMessage, names: &Names) -> Result<Link> {
         peer_index: None,
         hairpin: None,
         isolated: None,
-        statistics: LinkStatistics::default(),
         name,
     };
     for attribute in &message.attributes {
@@ -114,16 +113,6 @@ pub(super) fn link(message: &LinkMessage, names: &Names) -> Result<Link> {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             // 0: while a veth is made, the second end is not there yet.
             LinkAttribute::Link(index) if *index != 0 => link.peer_index = Some(*index),
-            LinkAttribute::Stats64(stats) => {
-                link.statistics = LinkStatistics {
-                    rx_packets: stats.rx_packets,
-                    tx_packets: stats.tx_packets,
-                    rx_bytes: stats.rx_bytes,
-                    tx_bytes: stats.tx_bytes,
-                    rx_dropped: stats.rx_dropped,
-                    tx_dropped: stats.tx_dropped,
-                }
-            }
             _ => {}
         }
     }

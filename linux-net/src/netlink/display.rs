@@ -55,6 +55,7 @@ impl fmt::Display for Op {
             Op::SetDown { dev } => write!(f, "ip link set {dev} down"),
             Op::SetMaster { dev, master: Some(master) } => write!(f, "ip link set {dev} master {master}"),
             Op::SetMaster { dev, master: None } => write!(f, "ip link set {dev} nomaster"),
+            Op::PlugIn { dev, master } => write!(f, "ip link set {dev} master {master} up"),
             Op::SetMtu { dev, mtu_bytes } => write!(f, "ip link set {dev} mtu {mtu_bytes}"),
             Op::SetMac { dev, mac } => write!(f, "ip link set {dev} address {mac}"),
             Op::SetAlias { dev, alias } => write!(f, "ip link set {dev} alias '{}'", alias.replace('\'', "'\\''")),

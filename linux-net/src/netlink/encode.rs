@@ -53,6 +53,11 @@ pub(super) fn message(op: &Op, index: &dyn Fn(&IfName) -> Index) -> (RouteNetlin
         Op::SetDown { dev } => set_flag(dev, LinkFlags::Up, false),
         Op::SetPromiscuous { dev, on } => set_flag(dev, LinkFlags::Promisc, *on),
         Op::SetMaster { dev, master } => set_link(dev, LinkAttribute::Controller(master.as_ref().map_or(0, index))),
+        Op::PlugIn { dev, master } => {
+            let mut message = link_with_flag(dev, LinkFlags::Up, true);
+            message.attributes.push(LinkAttribute::Controller(index(master)));
+            (RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
+        }
         Op::SetMtu { dev, mtu_bytes } => set_link(dev, LinkAttribute::Mtu(*mtu_bytes)),
         Op::SetMac { dev, mac } => set_link(dev, LinkAttribute::Address(mac.octets().to_vec())),
         Op::SetAlias { dev, alias } => set_link(dev, LinkAttribute::IfAlias(alias.clone())),
@@ -157,11 +162,15 @@ fn vlans_message(vlans: &Vlans, index: &dyn Fn(&IfName) -> Index) -> LinkMessage
     message
 }
 
-fn set_flag(dev: &IfName, flag: LinkFlags, on: bool) -> (RouteNetlinkMessage, u16) {
+fn link_with_flag(dev: &IfName, flag: LinkFlags, on: bool) -> LinkMessage {
     let mut message = link_named(dev);
     message.header.flags.set(flag, on);
     message.header.change_mask = flag;
-    (RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
+    message
+}
+
+fn set_flag(dev: &IfName, flag: LinkFlags, on: bool) -> (RouteNetlinkMessage, u16) {
+    (RouteNetlinkMessage::SetLink(link_with_flag(dev, flag, on)), NLM_F_ACK)
 }
 
 fn new_link(
@@ -348,6 +357,7 @@ impl Op {
             Op::AddVxlan(vxlan) => vxlan.dev.iter().collect(),
             Op::AddMacvlan(macvlan) => vec![&macvlan.parent],
             Op::SetMaster { master, .. } => master.iter().collect(),
+            Op::PlugIn { master, .. } => vec![master],
             Op::AddVlans(vlans) | Op::DelVlans(vlans) => vec![&vlans.dev],
             Op::AddRedirect { dev, to } => vec![dev, to],
             Op::AddQdisc { dev, .. }

@@ -42,8 +42,6 @@ pub struct Link {
     pub hairpin: Option<bool>,
     /// Whether, as a port of a bridge, it may not talk to other ports of which the same is true; `None` when not a port.
     pub isolated: Option<bool>,
-    /// What went through it so far.
-    pub statistics: LinkStatistics,
 }
 
 /// What kind of device a link is (`IFLA_INFO_KIND`).
@@ -61,23 +59,6 @@ pub enum LinkKind {
     Macvlan(Macvlan),
     /// Another kind, by the kernel's name for it; empty for a physical device.
     Other(String),
-}
-
-/// Packets and bytes that went through a link.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkStatistics {
-    /// Packets received.
-    pub rx_packets: u64,
-    /// Packets sent.
-    pub tx_packets: u64,
-    /// Bytes received.
-    pub rx_bytes: u64,
-    /// Bytes sent.
-    pub tx_bytes: u64,
-    /// Packets received and dropped.
-    pub rx_dropped: u64,
-    /// Packets to be sent and dropped.
-    pub tx_dropped: u64,
 }
 
 /// An address on a link.

@@ -50,6 +50,13 @@ pub enum Op {
         /// The bridge.
         master: Option<IfName>,
     },
+    /// Makes a link a port of a bridge and brings it up, in one step.
+    PlugIn {
+        /// The port.
+        dev: IfName,
+        /// The bridge.
+        master: IfName,
+    },
     /// Sets the largest packet a link sends.
     SetMtu {
         /// The link.
