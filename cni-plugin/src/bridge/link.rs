@@ -67,7 +67,7 @@ impl Cable {
         // A router's advertisement on the bridge is for the pods, not for the node.
         pod::set_if_there(&pod::conf_key("ipv6", &self.host_end, "accept_ra"), "0")?;
         let dev = || self.host_end.clone();
-        let mut ops = vec![Op::SetUp { dev: dev() }, Op::SetMaster { dev: dev(), master: Some(self.bridge.clone()) }];
+        let mut ops = vec![Op::PlugIn { dev: dev(), master: self.bridge.clone() }];
         if config.hairpin_mode {
             ops.push(Op::SetHairpin { dev: dev(), on: true });
         }

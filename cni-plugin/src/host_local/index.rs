@@ -28,6 +28,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use linux_net::sysctl;
+
 use crate::error::Result;
 use crate::host_local::store::{Owner, scan};
 
@@ -60,8 +62,8 @@ impl Index {
     ///
     /// Code 5 when the directory cannot be read.
     pub fn open(path: PathBuf, dir: &Path) -> Result<Self> {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let boot = if boot.trim().is_empty() { UNKNOWN_BOOT.to_owned() } else { boot.trim().to_owned() };
+        let boot = sysctl::get("kernel.random.boot_id").ok().filter(|boot| !boot.is_empty());
+        let boot = boot.unwrap_or_else(|| UNKNOWN_BOOT.to_owned());
         let stamp = fs::metadata(dir).and_then(|meta| meta.modified()).ok().and_then(stamp_line);
         let file = fs::read_to_string(&path).unwrap_or_default();
         let entries = stamp.and_then(|stamp| file.strip_prefix(&stamp));
