@@ -4,11 +4,11 @@
 //!
 //! | module | what is measured |
 //! |---|---|
-//! | [`ruleset`] | the core alone: objects to kernel, a restart, one change; beside `nft -f` |
-//! | [`proxy`] | the program: its start, its memory, its CPU time |
-//! | [`change`] | the program: from the put of one object in etcd to the kernel |
-//! | [`churn`] | the program: connections while the endpoints of their Service change all the time |
-//! | [`connect`] | the kernel: what a connection costs in a small table and in a large one |
+//! | `ruleset` | the core alone: objects to kernel, a restart, one change; beside `nft -f` |
+//! | `proxy` | the program: its start, its memory, its CPU time |
+//! | `change` | the program: from the put of one object in etcd to the kernel |
+//! | `churn` | the program: connections while the endpoints of their Service change all the time |
+//! | `connect` | the kernel: what a connection costs in a small table and in a large one |
 //!
 //! The program meets a real etcd whose data is in memory, on another node of the same switch, and each run gets a worker as fresh as after
 //! a reboot. kube-proxy follows the API that `knetsim apiserver` serves from the same etcd. It is measured once and last,
@@ -72,8 +72,8 @@ fn ruleset_cases(services: u32, runs: &[Times]) -> Vec<Case> {
         Case::new(&format!("{services} Services, {what}"), Unit::Milliseconds, runs.iter().map(of).collect())
     };
     let each = |what: &str, of: fn(&Times) -> &[f64]| {
-        let times = runs.iter().flat_map(of).copied().collect();
-        Case::new(&format!("{services} Services, {what}"), Unit::Milliseconds, times)
+        let times = runs.iter().flat_map(of).map(|milliseconds| milliseconds * 1000.0).collect();
+        Case::new(&format!("{services} Services, {what}"), Unit::Microseconds, times)
     };
     let nft = case("the same ruleset with nft -f", |run| run.nft);
     vec![
