@@ -5,15 +5,15 @@
 //!                   (task)     which?      what?       batch      commit
 //! ```
 //!
-//! A lone change is committed at once. Under a burst, commits keep `COMMIT_PAUSE` apart and each takes all that has
-//! come in since.
+//! A lone change is committed at once. Those that follow keep `COMMIT_PAUSE` apart, and each commit takes all that has
+//! come in since. In a burst it waits for the end of it, but not for long.
 
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::apply::{Adoption, Finding, Kernel};
@@ -30,6 +30,12 @@ use crate::watch::Update;
 
 /// The least time between two commits: two hundred a second leave most of a processor to others, and nobody waits noticeably.
 const COMMIT_PAUSE: Duration = Duration::from_millis(5);
+/// So many changes at once are a burst.
+const BURST: usize = 64;
+/// A burst is over when nothing comes for so long …
+const BURST_PAUSE: Duration = Duration::from_millis(5);
+/// … and no change waits longer than this for the others.
+const BURST_LIMIT: Duration = Duration::from_millis(100);
 /// How often the table is looked at: somebody else's change lasts no longer.
 const INSPECT_EVERY: Duration = Duration::from_secs(2);
 /// Updates that may wait while a commit is under way; the rest waits in etcd.
@@ -112,15 +118,27 @@ impl Proxy {
                     is_pending |= self.handle_update(update);
                 }
                 () = sleep_until(next_commit), if is_pending => {
-                    while let Ok(update) = updates.try_recv() {
-                        self.handle_update(update);
-                    }
+                    self.gather(&mut updates).await;
                     self.sync();
                     is_pending = false;
                     next_commit = Instant::now() + COMMIT_PAUSE;
                 }
                 _ = inspection.tick(), if self.has_listed && !is_pending => self.inspect(),
             }
+        }
+    }
+
+    /// Takes in all that has come, and the rest of a burst.
+    async fn gather(&mut self, updates: &mut mpsc::Receiver<Update>) {
+        let (mut count, limit) = (0, Instant::now() + BURST_LIMIT);
+        while Instant::now() < limit {
+            let update = match updates.try_recv() {
+                Err(_) if count >= BURST => timeout(BURST_PAUSE, updates.recv()).await.ok().flatten(),
+                other => other.ok(),
+            };
+            let Some(update) = update else { return };
+            count += if let Update::Events(events) = &update { events.len() } else { 0 };
+            self.handle_update(update);
         }
     }
 
