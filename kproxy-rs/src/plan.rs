@@ -497,8 +497,9 @@ impl Draft<'_> {
         };
         let wanted = slots(targets);
         let borrowed = || self.planner.widths.borrow(u16::try_from(wanted.len()).unwrap_or(u16::MAX));
-        let count = Slots::narrow(wanted.len()).or_else(borrowed).unwrap_or(Slots::WIDEST_NARROW);
-        self.holding.widths.push(count);
+        let narrow = Slots::narrow(wanted.len());
+        let count = narrow.or_else(borrowed).unwrap_or(Slots::WIDEST_NARROW);
+        self.holding.widths.extend(narrow.is_none().then_some(count));
         let used = usize::from(count.count());
         if used < wanted.len() {
             let endpoints = wanted.len();
