@@ -76,14 +76,14 @@ impl Kernel {
     ///
     /// When the kernel refuses; the former tables then stay.
     pub fn adopt<'a>(&mut self, entries: impl Iterator<Item = &'a Entry> + Clone) -> linux_net::Result<Adoption> {
-        if let Some(batch) = self.difference(entries.clone())? {
-            match self.commit(&batch, true) {
+        if let Some(steps) = self.difference(entries.clone())? {
+            match self.commit(&steps, true) {
                 Err(error) if error.is_full() => {}
                 other => {
                     other?;
                     let memories = Memories::of(entries);
                     let forgotten = self.forget(|client| !memories.has(client))?;
-                    let changed = batch.0.iter().map(size).sum::<usize>() + forgotten;
+                    let changed = steps.iter().flat_map(|batch| &batch.0).map(size).sum::<usize>() + forgotten;
                     return Ok(Adoption::Adopted { changed });
                 }
             }
@@ -109,17 +109,17 @@ impl Kernel {
             let elements: Vec<_> = clients.filter(|client| has_time(client) && memories.has(client)).collect();
             batch.extend((!elements.is_empty()).then_some(Op::AddElements { set, elements }));
         }
-        self.commit(&batch, true)
+        self.commit(&[batch], true)
     }
 
     /// Makes a change to the tables.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses; then nothing of the change is made. If a set has no room for it ([`linux_net::Error::is_full`]),
+    /// When the kernel refuses; then no packet meets anything of the change. If a set has no room for it ([`linux_net::Error::is_full`]),
     /// [`Kernel::replace`] makes some.
     pub fn change(&mut self, change: &Change) -> linux_net::Result<()> {
-        self.commit(&change.batch(&self.layouts), change.touches_chains())
+        self.commit(&change.steps(&self.layouts), change.touches_chains())
     }
 
     /// Deletes the tables, if they are there.
@@ -129,7 +129,7 @@ impl Kernel {
     /// When the kernel refuses.
     pub fn delete(&mut self) -> linux_net::Result<()> {
         let ops = self.layouts.iter().flat_map(Layout::delete);
-        self.commit(&ops.collect(), true)
+        self.commit(&[ops.collect()], true)
     }
 
     /// Ends the connections that a change contradicts, and forgets sticky clients of endpoints that have gone. Returns how many there were.
@@ -160,7 +160,7 @@ impl Kernel {
             let set = layout.clients().clone();
             ops.extend((!elements.is_empty()).then_some(Op::DelElements { set, elements }));
         }
-        match self.commit(&Batch(ops), false) {
+        match self.commit(&[Batch(ops)], false) {
             // One ran out by itself meanwhile; the others go with the next change, or by themselves too.
             Err(error) if error.is_not_found() => {}
             other => other?,
@@ -211,10 +211,13 @@ impl Kernel {
         Ok(Finding::Intact)
     }
 
-    /// What makes the tables of a former run into ours; `None` when they are of another shape.
-    fn difference<'a>(&mut self, entries: impl Iterator<Item = &'a Entry> + Clone) -> linux_net::Result<Option<Batch>> {
+    /// What makes the tables of a former run into ours, in the steps of [`Change::steps`]; `None` when they are of another shape.
+    fn difference<'a>(
+        &mut self,
+        entries: impl Iterator<Item = &'a Entry> + Clone,
+    ) -> linux_net::Result<Option<[Batch; 3]>> {
         let tables = self.nft.tables()?;
-        let (mut before, mut additions, mut deletions, mut after) =
+        let (mut prepare, mut additions, mut deletions, mut tidy) =
             (Batch::new(), Batch::new(), Batch::new(), Batch::new());
         for layout in self.layouts.iter() {
             if !tables.contains(layout.table()) {
@@ -234,12 +237,12 @@ impl Kernel {
                     Some(_) => return Ok(None),
                     None => {
                         let table = layout.table().clone();
-                        after.push(Op::FlushChain { table: table.clone(), chain: name.clone() });
-                        after.push(Op::DelChain { table, chain: name });
+                        tidy.push(Op::FlushChain { table: table.clone(), chain: name.clone() });
+                        tidy.push(Op::DelChain { table, chain: name });
                     }
                 }
             }
-            before.extend(wanted.into_values().flat_map(|entry| layout.create_chain(entry)));
+            prepare.extend(wanted.into_values().flat_map(|entry| layout.create_chain(entry)));
         }
         for (set, wanted) in wanted_elements(&self.layouts, entries) {
             let found: BTreeSet<Element> = match self.nft.elements(set) {
@@ -254,14 +257,18 @@ impl Kernel {
             let missing = wanted.difference(&found).cloned().collect();
             additions.extend(ops(missing, |set, elements| Op::AddElements { set, elements }));
         }
-        Ok(Some([deletions, before, additions, after].into_iter().flat_map(|batch| batch.0).collect()))
+        let change = deletions.0.into_iter().chain(additions.0).collect();
+        Ok(Some([prepare, change, tidy]))
     }
 
-    fn commit(&mut self, batch: &Batch, touches_chains: bool) -> linux_net::Result<()> {
+    fn commit(&mut self, steps: &[Batch], touches_chains: bool) -> linux_net::Result<()> {
         let former = self.last.take();
         let before = self.nft.generation()?;
-        if !batch.0.is_empty() {
+        let steps = steps.iter().filter(|batch| !batch.0.is_empty());
+        let mut count = 0;
+        for batch in steps {
             self.nft.commit(batch)?;
+            count += 1;
         }
         let rules = match &former {
             Some(former) if !touches_chains => former.rules.clone(),
@@ -270,9 +277,8 @@ impl Kernel {
         let after = self.nft.generation()?;
         // Somebody else's commit between two of ours must not pass for one of ours: then the generation of before makes the next
         // inspection look closely.
-        let step = u32::from(!batch.0.is_empty());
         let is_ours_alone =
-            after == before.wrapping_add(step) && former.is_none_or(|former| former.generation == before);
+            after == before.wrapping_add(count) && former.is_none_or(|former| former.generation == before);
         self.last = Some(Snapshot { generation: if is_ours_alone { after } else { before }, rules });
         Ok(())
     }

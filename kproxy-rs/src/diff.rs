@@ -1,7 +1,8 @@
 //! A change: what two rulesets differ by, and the batch that makes one into the other.
 //!
-//! nftables commits a batch all together or not at all, so no packet ever sees half of a change: neither a class without its
-//! chain, nor a Service with the number of slots of before and the endpoints of now.
+//! nftables commits a batch all together or not at all. So a packet that comes sees the Services of before or those of after, never a
+//! number of slots of before with the endpoints of after. What can still go wrong for a packet that is being looked at in that very
+//! moment, [`Change::steps`] and the last rule of `dispatch` take care of.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,21 +68,40 @@ impl Change {
         self.removed.iter().chain(&self.added).any(|entry| matches!(entry, Entry::Class { .. } | Entry::Learn { .. }))
     }
 
-    /// The batch for the kernel.
+    /// The batches for the kernel, to be committed one after the other.
     ///
-    /// Deletions go first, since a map refuses a second value for a key that it has; a chain is made before, and deleted
-    /// after, the element that points to it.
+    /// The second one makes the change, all of it at once; there deletions go first, since a map refuses a second value for a key that it has. The
+    /// first makes the chains that it needs, the third deletes what nobody needs any more. They are apart because of the packets that are on
+    /// their way through the rules while a commit takes place: a lookup finds the elements of after the commit, but a chain has the rules of
+    /// before. Such a packet would find a new chain empty, or its class gone.
     #[must_use]
-    pub fn batch(&self, layouts: &Layouts) -> Batch {
-        let mut batch = Batch::new();
-        let removed = grouped(layouts, &self.removed).into_iter();
-        batch.extend(removed.map(|(set, elements)| Op::DelElements { set: set.clone(), elements }));
-        batch.extend(self.added.iter().flat_map(|entry| layouts.of(entry.family()).create_chain(entry)));
+    pub fn steps(&self, layouts: &Layouts) -> [Batch; 3] {
+        let is_class = |entry: &&Entry| matches!(entry, Entry::Class { .. });
+        let goes_at_once = |entry: &Entry| match *entry {
+            Entry::Class { family, spread } => self.added.iter().any(|other| match other {
+                Entry::Class { family: other_family, spread: other } => {
+                    *other_family == family && other.mark() == spread.mark()
+                }
+                _ => false,
+            }),
+            _ => true,
+        };
+        let chain = |entry: &Entry| layouts.of(entry.family()).create_chain(entry);
+        let prepare: Batch = self.added.iter().flat_map(chain).collect();
+        let mut change = Batch::new();
+        change.extend(deletions(layouts, self.removed.iter().filter(|entry| goes_at_once(entry))));
         let added = grouped(layouts, &self.added).into_iter();
-        batch.extend(added.map(|(set, elements)| Op::AddElements { set: set.clone(), elements }));
-        batch.extend(self.removed.iter().flat_map(|entry| layouts.of(entry.family()).delete_chain(entry)));
-        batch
+        change.extend(added.map(|(set, elements)| Op::AddElements { set: set.clone(), elements }));
+        let mut tidy = Batch::new();
+        tidy.extend(deletions(layouts, self.removed.iter().filter(is_class).filter(|entry| !goes_at_once(entry))));
+        tidy.extend(self.removed.iter().flat_map(|entry| layouts.of(entry.family()).delete_chain(entry)));
+        [prepare, change, tidy]
     }
+}
+
+fn deletions<'a>(layouts: &Layouts, entries: impl IntoIterator<Item = &'a Entry>) -> Vec<Op> {
+    let groups = grouped(layouts, entries).into_iter();
+    groups.map(|(set, elements)| Op::DelElements { set: set.clone(), elements }).collect()
 }
 
 /// The batch that puts the whole of both tables in place of whatever bears their name, or of nothing.

@@ -22,7 +22,7 @@
 //! map  any        address : tag                       VIPs that answer every protocol
 //! map  anyview    tag : tag                           policy Local: what pods and this worker get instead
 //! map  vacant     slots of the tag : verdict          nobody there: drop, or goto refuse
-//! map  class      class bits of the tag : verdict     0x00200000 : goto lb-2
+//! map  class      class bits of the tag : verdict     0x00200000 : jump lb-2
 //! map  eps        id . protocol . slot : address . port
 //! map  anyeps     id . slot : address
 //! map  sticky     id : verdict                        jump learn-10800
@@ -43,11 +43,11 @@
 //!                     policy Local: jump local-policy
 //!                     saddr not in pods, or tag says so: mark the packet for masquerading
 //!                     slots of the tag vmap vacant
-//!                     tag & class bits vmap class
+//!                     tag & class bits vmap class; drop
 //! chain local-policy  from this worker or a pod: tag := anyview[tag]
-//! chain lb-N          keep the id alone; dnat to eps[id, protocol, random below N]; drop
-//! chain lb-N-sticky   … dnat to aff[saddr, id, protocol]; dnat to eps[…]; drop
-//! chain any-N         keep the id alone; dnat to anyeps[id, random below N]; drop
+//! chain lb-N          keep the id alone; dnat to eps[id, protocol, random below N]; dnat to eps[id, protocol, 0]
+//! chain lb-N-sticky   … dnat to aff[saddr, id, protocol]; dnat to eps[…]; …
+//! chain any-N         keep the id alone; dnat to anyeps[id, random below N]; dnat to anyeps[id, 0]
 //! chain refuse        TCP: reset; else: ICMP port unreachable
 //! chain forward       (filter, forward)               TCP that conntrack cannot place: drop
 //! chain input         (filter, input)                 the same, from a pod
@@ -129,8 +129,11 @@
 //! - *Two lookups, not one.* nftables can look up a key made of packet fields, or of a register, but its text has no
 //!   lookup of a lookup. The conntrack mark between the two is what keeps the ruleset printable, and it labels the
 //!   connection for free.
-//! - *`drop` at the end of `lb-N`.* If a slot were missing, a packet would otherwise leave with the VIP on it, and
-//!   conntrack would remember it so.
+//! - *`jump lb-N`, and `drop` behind it.* A packet that is on its way through the rules while a commit takes place sees
+//!   the elements of after it and the rules of before. If what it looks for has gone, it must not leave with the VIP on
+//!   it: conntrack would remember it so. A slot that has gone is the first one instead; chains are made a commit before
+//!   they are used, and deleted a commit after ([`diff::Change::steps`]). Only what misses all of that is dropped, and
+//!   sent again by its client.
 //! - *`size`.* The three sets that grow with the Services say how much they will hold, so that the kernel makes their hash
 //!   tables at once; filling tables that grow would take twice as long. When one is full, both tables are written anew, in
 //!   one step and with more room.

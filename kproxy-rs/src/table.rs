@@ -25,6 +25,8 @@ use linux_net::ip::Family;
 pub const TABLE_NAME: &str = "kproxy";
 /// Slots are declared by example: a number as `numgen` gives it.
 const ANY_SLOT: Expr = Expr::Numgen { mode: NumgenMode::Random, modulus: 65536, offset: 0 };
+/// The number 0 as a slot: text has no other way to write a constant in a key with others.
+const FIRST_SLOT: Expr = Expr::Numgen { mode: NumgenMode::Incremental, modulus: 1, offset: 0 };
 /// How many sticky clients are remembered in a family; the kernel forgets none before its time, and learns no more when it is full.
 const MAX_CLIENTS: u32 = 65_536;
 /// The least room in the maps that grow with the Services, in elements. The kernel takes 16 bytes for each.
@@ -298,6 +300,8 @@ impl Layout {
             ("dispatch", vec![mark_has(MASQUERADE_BIT), masquerade()]),
             ("dispatch", vec![Statement::Vmap { key: Expr::from(Ct::Mark).and(SLOTS_MASK), map: "vacant".to_owned() }]),
             ("dispatch", vec![Statement::Vmap { key: Expr::from(Ct::Mark).and(CLASS_MASK), map: "class".to_owned() }]),
+            // Whatever is missing on the way here must not let the packet out with the VIP still on it: conntrack would remember it so.
+            ("dispatch", vec![Statement::drop()]),
             ("local-policy", vec![is_local(FibAddress::Saddr), other_view(), masquerade(), Statement::ret()]),
         ]);
         if let Some(is_pod) = self.is_pod(words, false) {
@@ -354,24 +358,26 @@ impl Layout {
     #[must_use]
     pub fn class_chain(&self, spread: Spread) -> (String, Vec<Vec<Statement>>) {
         let words = Words::of(self.family);
-        let slot = || self.slot(spread, &words);
         let keep = set_tag(Expr::from(Ct::Mark).and(KEEP_MASK));
         let dnat = |to| Statement::Dnat { family: words.family, to };
-        let chosen = if spread.keeps_ports {
-            NatTarget::Address(Expr::Concat(vec![Ct::Mark.into(), slot()]).map("anyeps"))
-        } else {
-            NatTarget::AddressAndPort(Expr::Concat(vec![Ct::Mark.into(), Meta::L4proto.into(), slot()]).map("eps"))
+        let endpoint = |slot: Expr| {
+            dnat(if spread.keeps_ports {
+                NatTarget::Address(Expr::Concat(vec![Ct::Mark.into(), slot]).map("anyeps"))
+            } else {
+                NatTarget::AddressAndPort(Expr::Concat(vec![Ct::Mark.into(), Meta::L4proto.into(), slot]).map("eps"))
+            })
         };
+        let chosen = endpoint(self.slot(spread, &words));
         let mut rules = Vec::new();
         if spread.is_sticky {
             let client = Expr::Concat(vec![words.source.into(), Ct::Mark.into(), Meta::L4proto.into()]);
             rules.push(vec![keep, dnat(NatTarget::AddressAndPort(client.map("aff")))]);
-            rules.push(vec![dnat(chosen)]);
+            rules.push(vec![chosen]);
         } else {
-            rules.push(vec![keep, dnat(chosen)]);
+            rules.push(vec![keep, chosen]);
         }
-        // A slot that is missing must not let the packet out with the VIP still on it.
-        rules.push(vec![Statement::drop()]);
+        // The slot may have gone while the packet was on its way here. The first one is there as long as there is any.
+        rules.extend((spread.slots.count() > 1).then(|| vec![endpoint(FIRST_SLOT)]));
         (class_chain_name(spread), rules)
     }
 
@@ -523,7 +529,7 @@ pub fn element(entry: &Entry) -> Option<Element> {
         }
         Entry::AnyView { local, cluster, .. } => Element::map(mark(local.mark()), mark(cluster.mark())),
         Entry::Any { address, tag } => Element::map([Value::from(address)], mark(tag.mark())),
-        Entry::Class { spread, .. } => Element::verdict(mark(spread.mark()), Verdict::Goto(class_chain_name(spread))),
+        Entry::Class { spread, .. } => Element::verdict(mark(spread.mark()), Verdict::Jump(class_chain_name(spread))),
         Entry::Endpoint { id, is_sticky, protocol, slot, target } => {
             let kept = if is_sticky { id.sticky_mark() } else { id.mark() };
             let key = [Value::Mark(kept), Value::Protocol(protocol.number()), Value::Integer(u32::from(slot))];

@@ -4,7 +4,7 @@
 
 use kproxy_rs::apply::{Adoption, Finding, Kernel};
 use kproxy_rs::config::LocalClients;
-use kproxy_rs::diff::{Layouts, replacement};
+use kproxy_rs::diff::{Change, Layouts, replacement};
 use kproxy_rs::node::Node;
 use kproxy_rs::objects::{Event, Key, Objects};
 use kproxy_rs::plan::Planner;
@@ -89,6 +89,11 @@ fn started() -> (Worker, Kernel) {
     (worker, kernel)
 }
 
+/// The batches of a change, as text.
+fn steps(change: &Change) -> String {
+    change.steps(&layouts()).map(|batch| batch.to_string()).join("# then\n")
+}
+
 fn nft(words: &str) -> String {
     let output = std::process::Command::new("nft").args(words.split(' ')).output().unwrap();
     assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
@@ -102,12 +107,12 @@ fn the_whole_table_is_one_batch() {
 }
 
 #[test]
-fn an_endpoint_that_joins_changes_slots_class_and_tag_in_one_batch() {
+fn an_endpoint_that_joins_changes_slots_class_and_tag_between_two_steps_for_the_chains() {
     let mut worker = Worker::example();
     worker.planner.take_change();
     worker.put_slice("vip", &["11.10.0.2", "11.10.0.4", "11.10.0.5"], &json!([]));
     worker.plan();
-    insta::assert_snapshot!(worker.planner.take_change().batch(&layouts()));
+    insta::assert_snapshot!(steps(&worker.planner.take_change()));
 }
 
 #[test]
@@ -116,7 +121,7 @@ fn an_endpoint_that_is_replaced_changes_its_slot_alone() {
     worker.planner.take_change();
     worker.put_slice("vip", &["11.10.0.2", "11.10.0.3"], &json!([]));
     worker.plan();
-    insta::assert_snapshot!(worker.planner.take_change().batch(&layouts()));
+    insta::assert_snapshot!(steps(&worker.planner.take_change()));
 }
 
 #[test]
