@@ -30,9 +30,9 @@ pub struct Slice {
     /// The family of all its addresses.
     pub family: Family,
     /// The endpoints it lists.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
     /// The ports that all of them serve.
-    pub ports: Vec<SlicePort>,
+    pub ports: Box<[SlicePort]>,
 }
 
 /// One endpoint, on all of its slice's ports.
@@ -43,13 +43,13 @@ pub struct Endpoint {
     /// What it can be used for.
     pub condition: Condition,
     /// The worker it runs on, if the slice says so.
-    pub node: Option<String>,
+    pub node: Option<Box<str>>,
     /// The name of the pod, if the slice says so.
-    pub pod: Option<String>,
+    pub pod: Option<Box<str>>,
     /// The zones whose clients should prefer it; empty for no hint.
-    pub zones: Vec<String>,
+    pub zones: Box<[String]>,
     /// The workers whose clients should prefer it; empty for no hint.
-    pub nodes: Vec<String>,
+    pub nodes: Box<[String]>,
 }
 
 /// What an endpoint can be used for.
@@ -67,7 +67,7 @@ pub enum Condition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlicePort {
     /// The name of the Service's port that it stands for.
-    pub name: String,
+    pub name: Box<str>,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// The port on the endpoint.
@@ -146,8 +146,8 @@ impl Endpoint {
         Ok(Self {
             address,
             condition,
-            node: endpoint.node_name.clone(),
-            pod: endpoint.target_ref.as_ref().and_then(|target| target.name.clone()),
+            node: endpoint.node_name.as_deref().map(Into::into),
+            pod: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Into::into),
             zones: hints
                 .and_then(|hints| hints.for_zones.as_ref())
                 .into_iter()
@@ -169,7 +169,7 @@ impl SlicePort {
     fn from_object(port: &api::EndpointPort) -> Result<Option<Self>, ObjectError> {
         let Some(number) = port.port else { return Ok(None) };
         Ok(Some(Self {
-            name: port.name.clone().unwrap_or_default(),
+            name: port.name.as_deref().unwrap_or_default().into(),
             protocol: Protocol::parse(port.protocol.as_deref(), "ports.protocol")?,
             port: port_number(number, "ports.port")?,
         }))
@@ -266,7 +266,7 @@ impl<'a, T: Ord + Copy> Candidates<'a, T> {
 ///
 /// Source: Kubernetes `pkg/proxy/topology.go`, `canUseTopology`: half of a hint is none, since the others would be overloaded.
 fn near<'a, T: Copy>(all: &[(T, &'a Endpoint)], node: &Node) -> Vec<(T, &'a Endpoint)> {
-    let by = |hints: fn(&Endpoint) -> &Vec<String>, own: &str| {
+    let by = |hints: fn(&Endpoint) -> &[String], own: &str| {
         let complete = all.iter().all(|(_, endpoint)| !hints(endpoint).is_empty());
         let near: Vec<_> =
             all.iter().filter(|(_, endpoint)| hints(endpoint).iter().any(|hint| hint == own)).copied().collect();
@@ -299,7 +299,7 @@ mod tests {
 
     fn http() -> ServicePort {
         let port = NonZeroU16::new(80).unwrap();
-        ServicePort { name: "http".to_owned(), protocol: Protocol::Tcp, port, node_port: None }
+        ServicePort { name: "http".into(), protocol: Protocol::Tcp, port, node_port: None }
     }
 
     fn w1() -> Node {
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn a_port_of_another_name_or_protocol_has_no_endpoints() {
         let slices = [slice(&json!([{"addresses": ["11.0.0.1"]}]))];
-        let metrics = ServicePort { name: "metrics".to_owned(), ..http() };
+        let metrics = ServicePort { name: "metrics".into(), ..http() };
         let choose = |port: &ServicePort| {
             candidates_for_port(&slices, port, &w1()).choose(TrafficPolicy::Cluster, &w1(), &Weights::default())
         };

@@ -19,6 +19,7 @@ use std::num::NonZeroU16;
 use linux_net::conntrack::{self, Filter};
 
 use crate::entry::{Entry, Target};
+use crate::few::{FewMap, FewSet};
 use crate::service::Protocol;
 use crate::tag::Id;
 
@@ -84,16 +85,16 @@ impl Flows {
     /// Takes in how the UDP fronts of a Service have changed.
     pub(crate) fn changed(
         &mut self,
-        former: &BTreeMap<UdpFront, BTreeSet<Target>>,
-        wanted: &BTreeMap<UdpFront, BTreeSet<Target>>,
+        former: &FewMap<UdpFront, FewSet<Target>>,
+        wanted: &FewMap<UdpFront, FewSet<Target>>,
     ) {
-        for (front, targets) in former {
+        for (front, targets) in former.iter() {
             let kept = wanted.get(front);
             let gone = targets.iter().filter(|target| kept.is_none_or(|kept| !kept.contains(target)));
             self.contradicted.extend(gone.map(|target| front.translated(*target)));
         }
-        for (front, targets) in wanted {
-            let had_none = former.get(front).is_none_or(BTreeSet::is_empty);
+        for (front, targets) in wanted.iter() {
+            let had_none = former.get(front).is_none_or(FewSet::is_empty);
             self.contradicted.extend((had_none && !targets.is_empty()).then(|| front.untranslated()));
         }
     }
@@ -127,10 +128,10 @@ impl Flows {
 /// Of one that was sent to a port that the worker itself has, and was not translated, nobody can say whose address it was sent to: perhaps
 /// another machine's, so it stays.
 pub fn contradictions<'a>(
-    fronts: impl Iterator<Item = (&'a UdpFront, &'a BTreeSet<Target>)>,
+    fronts: impl Iterator<Item = (&'a UdpFront, &'a FewSet<Target>)>,
     entries: &[conntrack::Entry],
 ) -> BTreeSet<Filter> {
-    let fronts: BTreeMap<UdpFront, &BTreeSet<Target>> = fronts.map(|(front, targets)| (*front, targets)).collect();
+    let fronts: BTreeMap<UdpFront, &FewSet<Target>> = fronts.map(|(front, targets)| (*front, targets)).collect();
     let contradicted = entries.iter().filter(|entry| entry.protocol == UDP).filter_map(|entry| {
         let port = NonZeroU16::new(entry.original.destination_port)?;
         let target = Target { address: entry.reply.source, port: NonZeroU16::new(entry.reply.source_port)? };

@@ -108,7 +108,7 @@ fn answer(check: Option<&(ServiceName, usize)>, health: &Health) -> Response<Ful
     };
     let is_healthy = health.status().synced;
     let body = json!({
-        "service": {"namespace": service.namespace, "name": service.name},
+        "service": {"namespace": service.namespace(), "name": service.name()},
         "localEndpoints": local_endpoints,
         "serviceProxyHealthy": is_healthy,
     });

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::api::core::v1::{Node as NodeObject, Service as ServiceObject};
@@ -17,6 +18,7 @@ use tracing::warn;
 
 use crate::endpoint::Slice;
 use crate::error::ObjectError;
+use crate::few::{FewMap, FewSet};
 use crate::node::Node;
 use crate::service::{Service, ServiceName};
 
@@ -50,19 +52,23 @@ pub enum Event {
 /// All objects, and which Services have to be planned anew.
 #[derive(Debug, Default)]
 pub struct Objects {
-    services: BTreeMap<ServiceName, Service>,
+    /// In boxes, as a tree keeps room for twice as many values as it has.
+    services: BTreeMap<ServiceName, Box<Service>>,
     /// The slices of each Service, by their own names. They may be there before their Service is.
-    slices: BTreeMap<ServiceName, BTreeMap<String, Slice>>,
-    /// Which Service each slice belongs to, by namespace and name of the slice.
-    owners: BTreeMap<(String, String), ServiceName>,
+    slices: BTreeMap<ServiceName, FewMap<SliceName, Slice>>,
+    /// Which Service each slice belongs to.
+    owners: BTreeMap<SliceName, ServiceName>,
     /// Who claims an address; it is served for the first, in the order of names.
-    claims: BTreeMap<IpAddr, BTreeSet<ServiceName>>,
+    claims: BTreeMap<IpAddr, FewSet<ServiceName>>,
     /// The zones of workers, as far as their objects name one.
     zones: BTreeMap<String, Option<String>>,
     poisoned: BTreeSet<Key>,
     dirty: BTreeSet<ServiceName>,
     changes: Changes,
 }
+
+/// `namespace/name` of a slice.
+type SliceName = Arc<str>;
 
 /// What a slice says of when the change began that it tells of: when a pod became ready, say.
 ///
@@ -90,8 +96,9 @@ impl Objects {
                 for key in &gone {
                     self.remove(key);
                 }
-                for (key, value) in &pairs {
-                    self.put(key, value);
+                // Each value is dropped once it is read: all of them in JSON are larger than all objects.
+                for (key, value) in pairs {
+                    self.put(&key, &value);
                 }
                 // They began at any time, before this program perhaps.
                 self.changes.began.clear();
@@ -116,7 +123,7 @@ impl Objects {
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         let service = self.services.get(name)?;
         for address in &service.cluster_ips {
-            let holder = self.claims.get(address).and_then(BTreeSet::first);
+            let holder = self.claims.get(address).and_then(FewSet::first);
             if let Some(holder) = holder.filter(|holder| *holder != name) {
                 warn!(service = %name, %address, %holder, "the ClusterIP belongs to another Service; this one is not served");
                 return None;
@@ -127,7 +134,7 @@ impl Objects {
 
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, name: &ServiceName) -> impl Iterator<Item = &Slice> + Clone {
-        self.slices.get(name).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(name).into_iter().flat_map(FewMap::values)
     }
 
     /// The zone of a worker, if its object names one.
@@ -186,13 +193,13 @@ impl Objects {
     }
 
     fn set_service(&mut self, name: &ServiceName, service: Option<Service>) {
-        if self.services.get(name) == service.as_ref() {
+        if self.services.get(name).map(Box::as_ref) == service.as_ref() {
             return;
         }
         self.dirty.insert(name.clone());
         let addresses = service.as_ref().map(|service| service.cluster_ips.clone()).unwrap_or_default();
         let former = match service {
-            Some(service) => self.services.insert(name.clone(), service),
+            Some(service) => self.services.insert(name.clone(), Box::new(service)),
             None => self.services.remove(name),
         };
         let former = former.map(|service| service.cluster_ips).unwrap_or_default();
@@ -216,14 +223,14 @@ impl Objects {
 
     /// Returns whether it is another one than before.
     fn set_slice(&mut self, namespace: &str, name: &str, slice: Option<Slice>) -> bool {
-        let key = (namespace.to_owned(), name.to_owned());
-        let former = self.owners.get(&key).and_then(|owner| self.slices.get(owner)?.get(name));
+        let key: SliceName = [namespace, "/", name].concat().into();
+        let former = self.owners.get(&key).and_then(|owner| self.slices.get(owner)?.get(&key));
         if former == slice.as_ref() {
             return false;
         }
         if let Some(owner) = self.owners.remove(&key) {
             if let Some(slices) = self.slices.get_mut(&owner) {
-                slices.remove(name);
+                slices.remove(&key);
                 if slices.is_empty() {
                     self.slices.remove(&owner);
                 }
@@ -232,15 +239,18 @@ impl Objects {
         }
         if let Some(slice) = slice {
             self.dirty.insert(slice.service.clone());
-            self.owners.insert(key, slice.service.clone());
-            self.slices.entry(slice.service.clone()).or_default().insert(name.to_owned(), slice);
+            self.owners.insert(Arc::clone(&key), slice.service.clone());
+            self.slices.entry(slice.service.clone()).or_default().insert(key, slice);
         }
         true
     }
 
     fn keys(&self) -> impl Iterator<Item = Key> {
         let services = self.services.keys().cloned().map(Key::Service);
-        let slices = self.owners.keys().cloned().map(|(namespace, name)| Key::Slice { namespace, name });
+        let slices = self.owners.keys().filter_map(|name| {
+            let (namespace, name) = name.split_once('/')?;
+            Some(Key::Slice { namespace: namespace.to_owned(), name: name.to_owned() })
+        });
         let nodes = self.zones.keys().cloned().map(Key::Node);
         services.chain(slices).chain(nodes).chain(self.poisoned.iter().cloned())
     }
@@ -297,7 +307,7 @@ mod tests {
 
     fn put(objects: &mut Objects, (key, value): (Key, Vec<u8>)) -> Vec<String> {
         objects.handle_event(Event::Put(key, value));
-        objects.take_dirty().iter().map(|name| name.name.clone()).collect()
+        objects.take_dirty().iter().map(|name| name.name().to_owned()).collect()
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tracing::warn;
 use crate::diff::Change;
 use crate::endpoint::{Candidates, Choice, Slice, candidates_for_any, candidates_for_port};
 use crate::entry::{Entry, Target};
+use crate::few::{FewMap, FewSet};
 use crate::flow::{Flows, UdpFront};
 use crate::node::Node;
 use crate::objects::Objects;
@@ -31,12 +32,13 @@ pub struct Planner {
     node: Node,
     ids: Ids,
     widths: Widths,
-    holdings: BTreeMap<ServiceName, Holding>,
+    /// In boxes, as a tree keeps room for twice as many values as it has.
+    holdings: BTreeMap<ServiceName, Box<Holding>>,
     /// How many Services hold an entry that several can hold; never 0.
     shared: BTreeMap<Entry, u32>,
     entry_count: usize,
     /// Who wants a front; the first has it.
-    claims: BTreeMap<Front, BTreeSet<ServiceName>>,
+    claims: BTreeMap<Front, FewSet<ServiceName>>,
     /// Services that got or lost a front because of another.
     affected: BTreeSet<ServiceName>,
     health_checks: BTreeMap<ServiceName, HealthCheck>,
@@ -51,14 +53,14 @@ pub struct Planner {
 /// What one Service has.
 #[derive(Debug, Default)]
 struct Holding {
-    ids: BTreeMap<Subject, Id>,
+    ids: FewMap<Subject, Id>,
     /// What may be borrowed.
     widths: Vec<Slots>,
     /// Sorted, without duplicates.
     entries: Vec<Entry>,
-    fronts: Vec<Front>,
+    fronts: Box<[Front]>,
     without_local: BTreeSet<Side>,
-    udp: BTreeMap<UdpFront, BTreeSet<Target>>,
+    udp: FewMap<UdpFront, FewSet<Target>>,
 }
 
 /// For whom a traffic policy is.
@@ -156,7 +158,7 @@ impl Planner {
             Draft { planner: self, name, service, former: &mut former, holding: &mut holding }
                 .plan(&slices.collect::<Vec<_>>());
         }
-        for id in former.ids.into_values() {
+        for (_, id) in former.ids {
             self.ids.release(id);
         }
         for slots in former.widths {
@@ -164,6 +166,7 @@ impl Planner {
         }
         holding.entries.sort_unstable();
         holding.entries.dedup();
+        holding.entries.shrink_to_fit();
         self.replace_entries(&former.entries, &holding.entries);
         for side in former.without_local {
             self.without_local.entry(side).and_modify(|count| *count -= 1);
@@ -174,7 +177,7 @@ impl Planner {
         self.flows.changed(&former.udp, &holding.udp);
         self.flows.forget(&former.entries, &holding.entries);
         if service.is_some() {
-            self.holdings.insert(name.clone(), holding);
+            self.holdings.insert(name.clone(), Box::new(holding));
         }
     }
 
@@ -199,8 +202,8 @@ impl Planner {
     }
 
     /// All UDP fronts, each with its endpoints: what connections must agree with.
-    pub fn udp_fronts(&self) -> impl Iterator<Item = (&UdpFront, &BTreeSet<Target>)> {
-        self.holdings.values().flat_map(|holding| &holding.udp)
+    pub fn udp_fronts(&self) -> impl Iterator<Item = (&UdpFront, &FewSet<Target>)> {
+        self.holdings.values().flat_map(|holding| holding.udp.iter())
     }
 
     /// What load balancers ask about, by Service.
@@ -248,7 +251,7 @@ impl Planner {
 
     /// Says whether the Service has the front, rather than somebody before it in the order of names.
     fn has_front(&self, name: &ServiceName, place: Place, protocol: Protocol, port: NonZeroU16) -> bool {
-        let holder = self.claims.get(&Front { place, protocol, port }).and_then(BTreeSet::first);
+        let holder = self.claims.get(&Front { place, protocol, port }).and_then(FewSet::first);
         let is_ours = holder == Some(name);
         if !is_ours {
             let holder = holder.map(ToString::to_string);
@@ -524,11 +527,12 @@ impl Draft<'_> {
                 Place::Address(address) => Some(address),
                 Place::Worker(_) => None,
             };
-            let targets = match choice {
-                Choice::Spread(targets) => targets.iter().map(|(target, _)| *target).collect(),
-                Choice::Refuse | Choice::Drop => BTreeSet::new(),
+            let targets: &[_] = match choice {
+                Choice::Spread(targets) => targets,
+                Choice::Refuse | Choice::Drop => &[],
             };
-            self.holding.udp.entry(UdpFront { address, port }).or_default().extend::<BTreeSet<Target>>(targets);
+            let known = self.holding.udp.get_or_default(UdpFront { address, port });
+            known.extend(targets.iter().map(|(target, _)| *target));
         }
     }
 
@@ -551,13 +555,13 @@ impl Draft<'_> {
         let endpoints = slices.flat_map(|slice| &slice.endpoints);
         // One that does not say where it runs may run here.
         let may_be_here =
-            endpoints.filter(|endpoint| endpoint.node.as_ref().is_none_or(|node| *node == self.planner.node.name));
+            endpoints.filter(|endpoint| endpoint.node.as_deref().is_none_or(|node| node == self.planner.node.name));
         may_be_here.map(|endpoint| endpoint.address).collect()
     }
 }
 
 /// Where clients of a Service send to.
-fn fronts_of(service: &Service) -> Vec<Front> {
+fn fronts_of(service: &Service) -> Box<[Front]> {
     let all = [&service.cluster_ips, &service.external_ips, &service.load_balancer_ips];
     let mut fronts = Vec::new();
     for port in &service.ports {
@@ -568,7 +572,7 @@ fn fronts_of(service: &Service) -> Vec<Front> {
     }
     fronts.sort_unstable();
     fronts.dedup();
-    fronts
+    fronts.into()
 }
 
 fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = IpAddr> {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -37,28 +38,25 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// The longest that Kubernetes allows: a day.
 const LONGEST_AFFINITY_SECONDS: u32 = 86_400;
 
-/// Namespace and name of a Service. Prints as `namespace/name`.
+/// Namespace and name of a Service. Prints as `namespace/name`, and is sorted so, as its key in etcd is.
+///
+/// A dozen maps name each Service; they share one text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ServiceName {
-    /// The Kubernetes namespace.
-    pub namespace: String,
-    /// The name, unique in the namespace.
-    pub name: String,
-}
+pub struct ServiceName(Arc<str>);
 
 /// A Service that has addresses for us to serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// The addresses that clients inside the cluster use: `spec.clusterIPs`, one of a family at most.
-    pub cluster_ips: Vec<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
     /// Addresses that the administrator routes to the workers: `spec.externalIPs`.
-    pub external_ips: Vec<IpAddr>,
+    pub external_ips: Box<[IpAddr]>,
     /// Addresses of load balancers that hand packets on as they are: `status.loadBalancer.ingress`, but for those of mode `Proxy`.
-    pub load_balancer_ips: Vec<IpAddr>,
+    pub load_balancer_ips: Box<[IpAddr]>,
     /// Who may use these; everybody when empty.
-    pub source_ranges: Vec<IpNet>,
+    pub source_ranges: Box<[IpNet]>,
     /// What is served; empty only if `reach` is [`Reach::AllProtocols`].
-    pub ports: Vec<ServicePort>,
+    pub ports: Box<[ServicePort]>,
     /// Which packets to the address are served.
     pub reach: Reach,
     /// Which endpoints take traffic from inside the cluster.
@@ -116,7 +114,7 @@ pub enum TrafficPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     /// Its name, by which slices refer to it; empty for the port of a Service that has a single one.
-    pub name: String,
+    pub name: Box<str>,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// The port on the ClusterIP. The port on the endpoint stands in the slices.
@@ -139,14 +137,31 @@ pub enum Protocol {
 impl ServiceName {
     /// The Service called `name` in `namespace`.
     #[must_use]
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
+        Self([namespace.as_ref(), "/", name.as_ref()].concat().into())
+    }
+
+    /// The Kubernetes namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.parts().0
+    }
+
+    /// The name, unique in the namespace.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.parts().1
+    }
+
+    /// No namespace has a slash.
+    fn parts(&self) -> (&str, &str) {
+        self.0.split_once('/').unwrap_or_default()
     }
 }
 
 impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        f.write_str(&self.0)
     }
 }
 
@@ -173,7 +188,7 @@ impl Service {
         }
         let has_node_ports = matches!(kind, "NodePort" | "LoadBalancer");
         let ports = spec.ports.iter().flatten().map(|port| ServicePort::from_object(port, has_node_ports));
-        let ports = ports.collect::<Result<Vec<_>, _>>()?;
+        let ports = ports.collect::<Result<Box<[_]>, _>>()?;
         let annotation = |name: &str| object.metadata.annotations.as_ref()?.get(name).map(String::as_str);
         let reach = reach(annotation(ALL_PROTOCOLS_ANNOTATION))?;
         if ports.is_empty() && reach == Reach::ListedPorts {
@@ -189,7 +204,7 @@ impl Service {
         Ok(Some(Self {
             cluster_ips,
             external_ips: addresses(spec.external_ips.iter().flatten(), "spec.externalIPs")?,
-            load_balancer_ips: if kind == "LoadBalancer" { load_balancer_ips(object)? } else { Vec::new() },
+            load_balancer_ips: if kind == "LoadBalancer" { load_balancer_ips(object)? } else { Box::default() },
             source_ranges: source_ranges(spec)?,
             ports,
             reach,
@@ -213,7 +228,7 @@ impl ServicePort {
         let protocol = Protocol::parse(port.protocol.as_deref(), "spec.ports.protocol")?;
         let node_port = port.node_port.filter(|number| has_node_ports && *number != 0);
         Ok(Self {
-            name: port.name.clone().unwrap_or_default(),
+            name: port.name.as_deref().unwrap_or_default().into(),
             protocol,
             port: port_number(port.port, "spec.ports.port")?,
             node_port: node_port.map(|number| port_number(number, "spec.ports.nodePort")).transpose()?,
@@ -374,23 +389,23 @@ fn affinity(spec: &api::ServiceSpec) -> Result<Option<Duration>, ObjectError> {
 }
 
 /// The first address of each family; `clusterIPs` is the newer field, and `clusterIP` its first entry.
-fn cluster_ips(spec: &api::ServiceSpec) -> Result<Vec<IpAddr>, ObjectError> {
+fn cluster_ips(spec: &api::ServiceSpec) -> Result<Box<[IpAddr]>, ObjectError> {
     let listed = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
     let all = addresses(listed.filter(|text| !text.is_empty() && *text != "None"), "spec.clusterIP")?;
     let first = |family| all.iter().copied().find(|address| Family::of(*address) == family);
     Ok([first(Family::V4), first(Family::V6)].into_iter().flatten().collect())
 }
 
-fn addresses<'a>(texts: impl Iterator<Item = &'a String>, field: &str) -> Result<Vec<IpAddr>, ObjectError> {
+fn addresses<'a>(texts: impl Iterator<Item = &'a String>, field: &str) -> Result<Box<[IpAddr]>, ObjectError> {
     let refuse = |text: &str| ObjectError::field(field, format!("`{text}` is not an IP address"));
     let mut addresses = texts.map(|text| text.parse().map_err(|_| refuse(text))).collect::<Result<Vec<IpAddr>, _>>()?;
     let mut seen = std::collections::BTreeSet::new();
     addresses.retain(|address| seen.insert(*address));
-    Ok(addresses)
+    Ok(addresses.into())
 }
 
 /// The addresses whose packets come as the client sent them. A balancer of mode `Proxy` ends connections itself, and its packets come from it.
-fn load_balancer_ips(object: &api::Service) -> Result<Vec<IpAddr>, ObjectError> {
+fn load_balancer_ips(object: &api::Service) -> Result<Box<[IpAddr]>, ObjectError> {
     let balancer = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
     let as_sent = ingress.filter(|point| point.ip_mode.as_deref() != Some("Proxy"));
@@ -398,7 +413,7 @@ fn load_balancer_ips(object: &api::Service) -> Result<Vec<IpAddr>, ObjectError> 
 }
 
 /// The networks of clients of the load balancer.
-fn source_ranges(spec: &api::ServiceSpec) -> Result<Vec<IpNet>, ObjectError> {
+fn source_ranges(spec: &api::ServiceSpec) -> Result<Box<[IpNet]>, ObjectError> {
     let read = |text: &String| {
         let network: Option<IpNet> = text.trim().parse().ok();
         let refuse = || {
@@ -408,7 +423,7 @@ fn source_ranges(spec: &api::ServiceSpec) -> Result<Vec<IpNet>, ObjectError> {
     };
     let ranges = spec.load_balancer_source_ranges.iter().flatten().map(read).collect::<Result<Vec<_>, _>>()?;
     // Everybody of a family is no restriction of it; overlapping ones are one.
-    Ok(IpNet::aggregate(&ranges))
+    Ok(IpNet::aggregate(&ranges).into())
 }
 
 #[cfg(test)]
@@ -426,7 +441,7 @@ mod tests {
             {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}]}}));
         let ports = service.unwrap().unwrap().ports;
         let expected = [("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp)];
-        assert_eq!(ports.iter().map(|port| (port.name.as_str(), port.protocol)).collect::<Vec<_>>(), expected);
+        assert_eq!(ports.iter().map(|port| (&*port.name, port.protocol)).collect::<Vec<_>>(), expected);
     }
 
     #[test]
@@ -435,7 +450,7 @@ mod tests {
             json!({"spec": {"clusterIP": "fd00::1", "clusterIPs": ["fd00::1", "100.64.0.1"], "ports": [{"port": 80}]}}),
         );
         let expected: [IpAddr; 2] = ["100.64.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        assert_eq!(service.unwrap().unwrap().cluster_ips, expected);
+        assert_eq!(*service.unwrap().unwrap().cluster_ips, expected);
     }
 
     #[test]
@@ -450,7 +465,7 @@ mod tests {
         let text = |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(text(&service.external_ips), ["198.51.100.1"]);
         assert_eq!(text(&service.load_balancer_ips), ["203.0.113.7"]);
-        assert_eq!(service.source_ranges, ["192.0.2.0/24".parse().unwrap()]);
+        assert_eq!(*service.source_ranges, ["192.0.2.0/24".parse().unwrap()]);
         assert_eq!((service.external_policy, service.affinity), (TrafficPolicy::Local, Some(Duration::from_hours(3))));
         assert_eq!(service.ports[0].node_port.unwrap().get(), 30080);
         assert_eq!(service.health_check_node_port.unwrap().get(), 30999);

@@ -65,7 +65,7 @@ pub enum Part {
     /// A port, seen with some policy.
     Port {
         /// Its name.
-        name: String,
+        name: Box<str>,
         /// TCP, UDP or SCTP.
         protocol: Protocol,
         /// Which of its endpoints.
@@ -264,7 +264,7 @@ mod tests {
     }
 
     fn port(balance: Balance) -> Subject {
-        let part = Part::Port { name: "http".to_owned(), protocol: Protocol::Tcp, view: View::Cluster };
+        let part = Part::Port { name: "http".into(), protocol: Protocol::Tcp, view: View::Cluster };
         Subject { family: Family::V4, balance, part }
     }
 

@@ -23,11 +23,11 @@ fn ip(text: &str) -> IpAddr {
 
 fn service(n: u8, reach: Reach) -> Service {
     Service {
-        cluster_ips: vec![[100, 64, 0, n].into()],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
-        ports: vec![ServicePort { name: String::new(), protocol: Protocol::Tcp, port: port(80), node_port: None }],
+        cluster_ips: [[100, 64, 0, n].into()].into(),
+        external_ips: Box::default(),
+        load_balancer_ips: Box::default(),
+        source_ranges: Box::default(),
+        ports: [ServicePort { name: "".into(), protocol: Protocol::Tcp, port: port(80), node_port: None }].into(),
         reach,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
@@ -41,8 +41,8 @@ fn service(n: u8, reach: Reach) -> Service {
 /// A Service of type `LoadBalancer`, with one of everything.
 fn balancer() -> Service {
     let mut service = service(1, Reach::ListedPorts);
-    service.external_ips = vec![ip("198.51.100.1")];
-    service.load_balancer_ips = vec![ip("203.0.113.7")];
+    service.external_ips = [ip("198.51.100.1")].into();
+    service.load_balancer_ips = [ip("203.0.113.7")].into();
     service.ports[0].node_port = Some(port(30080));
     service
 }
@@ -53,8 +53,8 @@ fn endpoint(last: u8) -> Endpoint {
         condition: Condition::Ready,
         node: None,
         pod: None,
-        zones: Vec::new(),
-        nodes: Vec::new(),
+        zones: Box::default(),
+        nodes: Box::default(),
     }
 }
 
@@ -63,15 +63,15 @@ fn slice(n: u8, endpoints: &[u8]) -> Slice {
         service: name(n),
         family: Family::V4,
         endpoints: endpoints.iter().map(|last| endpoint(*last)).collect(),
-        ports: vec![SlicePort { name: String::new(), protocol: Protocol::Tcp, port: port(8080) }],
+        ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: port(8080) }].into(),
     }
 }
 
 /// Endpoint 7 on this worker, 8 on another.
 fn near_and_far() -> Slice {
     let mut slice = slice(1, &[7, 8]);
-    slice.endpoints[0].node = Some("w1".to_owned());
-    slice.endpoints[1].node = Some("w2".to_owned());
+    slice.endpoints[0].node = Some("w1".into());
+    slice.endpoints[1].node = Some("w2".into());
     slice
 }
 
@@ -174,7 +174,7 @@ fn with_external_policy_local_strangers_get_this_worker_s_endpoints_and_pods_get
 #[test]
 fn ranges_hold_for_the_load_balancer_s_addresses_only() {
     let mut service = balancer();
-    service.source_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+    service.source_ranges = ["192.0.2.0/24".parse().unwrap()].into();
     let entries = planned(&service, &[near_and_far()]);
     let ranged: Vec<u32> = entries
         .iter()
@@ -186,9 +186,9 @@ fn ranges_hold_for_the_load_balancer_s_addresses_only() {
         .iter()
         .filter_map(|entry| if let Entry::Range { network, .. } = entry { Some(*network) } else { None })
         .collect();
-    assert_eq!(networks, service.source_ranges);
+    assert_eq!(*networks, *service.source_ranges);
     // Ranges of IPv6 alone say nothing about IPv4.
-    service.source_ranges = vec!["2001:db8::/32".parse().unwrap()];
+    service.source_ranges = ["2001:db8::/32".parse().unwrap()].into();
     assert!(planned(&service, &[near_and_far()]).iter().all(|entry| !matches!(entry, Entry::Ranged { .. })));
 }
 
@@ -202,7 +202,7 @@ fn without_endpoints_every_place_refuses_and_without_local_ones_it_drops() {
     }
     service.external_policy = TrafficPolicy::Local;
     let mut far = near_and_far();
-    far.endpoints.remove(0);
+    far.endpoints = [far.endpoints[1].clone()].into();
     let entries = planned(&service, &[far]);
     assert_eq!((slots(&entries, "100.64.0.1"), slots(&entries, "30080")), (1, 0));
 }
@@ -338,10 +338,10 @@ fn a_port_of_the_worker_is_the_first_claimant_s_and_passes_on() {
 #[test]
 fn a_dual_stack_service_is_in_both_tables() {
     let mut dual = balancer();
-    dual.cluster_ips.push(ip("fd00:64::1"));
+    dual.cluster_ips = [dual.cluster_ips[0], ip("fd00:64::1")].into();
     let mut slice6 = slice(1, &[]);
     slice6.family = Family::V6;
-    slice6.endpoints = vec![Endpoint { address: ip("fd00:11::7"), ..endpoint(7) }];
+    slice6.endpoints = [Endpoint { address: ip("fd00:11::7"), ..endpoint(7) }].into();
     let entries = planned(&dual, &[slice(1, &[7]), slice6]);
     for family in [Family::V4, Family::V6] {
         let own = || entries.iter().filter(|entry| entry.family() == family);
@@ -376,7 +376,7 @@ fn services_without_an_endpoint_on_this_worker_are_counted_while_a_policy_wants_
     web.internal_policy = TrafficPolicy::Local;
     web.external_policy = TrafficPolicy::Local;
     let mut far = near_and_far();
-    far.endpoints.remove(0);
+    far.endpoints = [far.endpoints[1].clone()].into();
     let counts = |planner: &Planner| (planner.without_local(Side::Internal), planner.without_local(Side::External));
     planner.update(&name(1), Some(&web), [far.clone()].iter());
     planner.update(&name(1), Some(&web), [far.clone()].iter());
@@ -405,7 +405,7 @@ fn a_change_that_is_taken_back_changes_nothing() {
 #[test]
 fn a_listed_port_without_endpoints_is_one_of_all() {
     let mut portless = slice(1, &[7]);
-    portless.ports.clear();
+    portless.ports = Box::default();
     let entries = planned(&service(1, Reach::AllProtocols), &[portless]);
     assert!(entries.iter().all(|entry| !matches!(entry, Entry::Front { .. })));
     assert!(entries.iter().any(|entry| matches!(entry, Entry::Any { .. })));
@@ -414,8 +414,8 @@ fn a_listed_port_without_endpoints_is_one_of_all() {
 #[test]
 fn endpoints_of_other_workers_never_hairpin() {
     let mut spread = slice(1, &[7, 8, 9]);
-    spread.endpoints[0].node = Some("w1".to_owned());
-    spread.endpoints[1].node = Some("w2".to_owned());
+    spread.endpoints[0].node = Some("w1".into());
+    spread.endpoints[1].node = Some("w2".into());
     let entries = planned(&service(1, Reach::ListedPorts), &[spread]);
     let hairpins = entries
         .iter()
@@ -448,7 +448,7 @@ proptest! {
         for (step, (n, wanted)) in steps.into_iter().enumerate() {
             match wanted {
                 Some((mut service, endpoints)) => {
-                    service.cluster_ips = vec![[100, 64, 0, n].into()];
+                    service.cluster_ips = [[100, 64, 0, n].into()].into();
                     planner.update(&name(n), Some(&service), [slice(n, &endpoints)].iter());
                     state.insert(n, (service, endpoints));
                 }
