@@ -38,9 +38,10 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// The longest that Kubernetes allows: a day.
 const LONGEST_AFFINITY_SECONDS: u32 = 86_400;
 
-/// Namespace and name of a Service. Prints as `namespace/name`, and is sorted so, as its key in etcd is.
+/// Namespace and name of a Service, sorted by the one and then the other. Prints as `namespace/name`.
 ///
-/// A dozen maps name each Service; they share one text.
+/// A dozen maps name each Service; they share one text. Between its parts stands a NUL, which is less than whatever else a name may
+/// have in it: so texts sort as pairs of names do, by one comparison.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServiceName(Arc<str>);
 
@@ -138,7 +139,7 @@ impl ServiceName {
     /// The Service called `name` in `namespace`.
     #[must_use]
     pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
-        Self([namespace.as_ref(), "/", name.as_ref()].concat().into())
+        Self([namespace.as_ref(), "\0", name.as_ref()].concat().into())
     }
 
     /// The Kubernetes namespace.
@@ -153,15 +154,15 @@ impl ServiceName {
         self.parts().1
     }
 
-    /// No namespace has a slash.
     fn parts(&self) -> (&str, &str) {
-        self.0.split_once('/').unwrap_or_default()
+        self.0.split_once('\0').unwrap_or_default()
     }
 }
 
 impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        let (namespace, name) = self.parts();
+        write!(f, "{namespace}/{name}")
     }
 }
 
@@ -433,6 +434,13 @@ mod tests {
 
     fn read(value: serde_json::Value) -> Result<Option<Service>, ObjectError> {
         Service::from_object(&serde_json::from_value(value).unwrap())
+    }
+
+    #[test]
+    fn names_are_sorted_by_namespace_first() {
+        let [short, long] = ["shop", "shop-eu"].map(|namespace| ServiceName::new(namespace, "web"));
+        assert!(short < long && short.to_string() > long.to_string());
+        assert_eq!((long.namespace(), long.name(), long.to_string().as_str()), ("shop-eu", "web", "shop-eu/web"));
     }
 
     #[test]
