@@ -183,6 +183,8 @@ pub struct Set {
     /// How many elements fit (`size`); needed when `dynamic`. Of one that is not dynamic, the kernel makes a hash table of that size at once,
     /// which need not grow with the elements.
     pub size: Option<u32>,
+    /// A remark for whoever reads the ruleset.
+    pub comment: Option<String>,
 }
 
 impl Set {
@@ -198,6 +200,7 @@ impl Set {
             dynamic: false,
             timeout: None,
             size: None,
+            comment: None,
         }
     }
 
@@ -217,6 +220,13 @@ impl Set {
     #[must_use]
     pub fn interval(mut self) -> Self {
         self.interval = true;
+        self
+    }
+
+    /// The same set with a remark, which `nft list` shows.
+    #[must_use]
+    pub fn with_comment(mut self, comment: impl Into<String>) -> Self {
+        self.comment = Some(comment.into());
         self
     }
 

@@ -152,6 +152,9 @@ impl Display for Set {
         if let Some(size) = self.size {
             write!(f, " size {size};")?;
         }
+        if let Some(comment) = &self.comment {
+            write!(f, " comment \"{comment}\";")?;
+        }
         f.write_str(" }")
     }
 }

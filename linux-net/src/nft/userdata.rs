@@ -23,6 +23,7 @@ const DATA_BYTE_ORDER: u8 = 1;
 const KEY_TYPEOF: u8 = 3;
 const DATA_TYPEOF: u8 = 4;
 const DATA_INTERVAL: u8 = 6;
+const SET_COMMENT: u8 = 7;
 const TYPEOF_EXPR: u8 = 0;
 const TYPEOF_DATA: u8 = 1;
 
@@ -54,11 +55,20 @@ pub(super) fn of_set(set: &Set) -> Result<Vec<u8>> {
             number(DATA_INTERVAL, 0, &mut out);
         }
     }
+    if let Some(comment) = &set.comment {
+        text(SET_COMMENT, comment, &mut out)?;
+    }
     Ok(out)
 }
 
 /// Returns the user data of a rule or an element: its comment.
 pub(super) fn of_comment(comment: &str) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    text(0, comment, &mut out)?;
+    Ok(out)
+}
+
+fn text(kind: u8, comment: &str, out: &mut Vec<u8>) -> Result<()> {
     if comment.len() > 127 {
         return Err(Error::Invalid {
             what: "comment",
@@ -66,12 +76,11 @@ pub(super) fn of_comment(comment: &str) -> Result<Vec<u8>> {
             reason: "it is longer than 127 bytes",
         });
     }
-    let mut out = Vec::new();
-    attribute(0, &mut out, |out| {
+    attribute(kind, out, |out| {
         out.extend(comment.as_bytes());
         out.push(0);
     });
-    Ok(out)
+    Ok(())
 }
 
 /// Returns the comment in the user data of a rule or an element.

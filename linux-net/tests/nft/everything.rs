@@ -74,7 +74,7 @@ fn sets() -> Vec<(Set, Vec<Element>)> {
             vec![Element { timeout: Some(Duration::from_secs(30)), ..Element::key([ip("10.0.0.9")]) }],
         ),
         (
-            Set::map(&table(), "ranks", ports, Spec::types([Type::Mark])).interval(),
+            Set::map(&table(), "ranks", ports, Spec::types([Type::Mark])).interval().with_comment("of ports"),
             vec![
                 Element::map([Value::PortRange(8000, 8009)], [Value::Mark(1)]),
                 Element::map([Value::Port(80)], [Value::Mark(2)]),
@@ -86,7 +86,7 @@ fn sets() -> Vec<(Set, Vec<Element>)> {
             vec![Element::key([Value::Ipv6Net(parsed("fd00::/16"))]).with_comment("whose it is")],
         ),
         (
-            Set::verdict_map(&table(), "macs", Spec::types([Type::EtherAddr])),
+            Set::verdict_map(&table(), "macs", Spec::types([Type::EtherAddr])).with_comment("who is who"),
             vec![
                 Element::verdict([mac("02:00:00:00:00:01")], Verdict::Accept),
                 Element::verdict([mac("02:00:00:00:00:02")], Verdict::Jump("side".into())).with_comment("the second"),
