@@ -477,22 +477,38 @@ impl Sets {
         let endpoint = || Spec::type_of([words.destination.into(), Field::ThDport.into()]);
         let client = Spec::type_of([words.source.into(), Ct::Mark.into(), Meta::L4proto.into()]);
         Self {
-            front: Set::map(table, "front", Spec::types([address, Type::InetProto, Type::InetService]), tag()),
-            nodeports: Set::map(table, "nodeports", Spec::types([Type::InetProto, Type::InetService]), tag()),
-            anyview: Set::map(table, "anyview", tag(), tag()),
-            any: Set::map(table, "any", Spec::types([address]), tag()),
-            vacant: Set::verdict_map(table, "vacant", tag()),
-            class: Set::verdict_map(table, "class", tag()),
-            eps: Set::map(table, "eps", slot_of(&[Ct::Mark.into(), Meta::L4proto.into()]), endpoint()),
-            anyeps: Set::map(table, "anyeps", slot_of(&[Ct::Mark.into()]), Spec::type_of([words.destination.into()])),
-            aff: Set::map(table, "aff", client, endpoint()).dynamic(MAX_CLIENTS, Some(DEFAULT_AFFINITY)),
-            sticky: Set::verdict_map(table, "sticky", tag()),
-            ranged: Set::new(table, "ranged", tag()),
-            ranges: Set::new(table, "ranges", Spec::types([Type::Mark, address])).interval(),
-            pods: Set::new(table, "pods", Spec::types([address])).interval(),
-            nodeips: Set::new(table, "nodeips", Spec::types([address])).interval(),
-            vips: Set::new(table, "vips", Spec::types([address])),
-            hairpin: Set::new(table, "hairpin", Spec::types([address, address])),
+            front: Set::map(table, "front", Spec::types([address, Type::InetProto, Type::InetService]), tag())
+                .with_comment("address . protocol . port of a Service: its tag"),
+            nodeports: Set::map(table, "nodeports", Spec::types([Type::InetProto, Type::InetService]), tag())
+                .with_comment("port of this worker: the tag of its Service"),
+            anyview: Set::map(table, "anyview", tag(), tag())
+                .with_comment("tag of policy Local: what pods and this worker get"),
+            any: Set::map(table, "any", Spec::types([address]), tag()).with_comment("VIPs that answer every protocol"),
+            vacant: Set::verdict_map(table, "vacant", tag()).with_comment("nobody there: drop or refuse"),
+            class: Set::verdict_map(table, "class", tag()).with_comment("how to choose among so many endpoints"),
+            eps: Set::map(table, "eps", slot_of(&[Ct::Mark.into(), Meta::L4proto.into()]), endpoint())
+                .with_comment("id . protocol . slot: the endpoint"),
+            anyeps: Set::map(table, "anyeps", slot_of(&[Ct::Mark.into()]), Spec::type_of([words.destination.into()]))
+                .with_comment("id . slot: the endpoint of a VIP for all protocols"),
+            aff: Set::map(table, "aff", client, endpoint())
+                .dynamic(MAX_CLIENTS, Some(DEFAULT_AFFINITY))
+                .with_comment("clients that are sent where they were sent before"),
+            sticky: Set::verdict_map(table, "sticky", tag())
+                .with_comment("for how long the clients of an id are remembered"),
+            ranged: Set::new(table, "ranged", tag()).with_comment("tags that are for some clients only"),
+            ranges: Set::new(table, "ranges", Spec::types([Type::Mark, address]))
+                .interval()
+                .with_comment("tag . who may use it"),
+            pods: Set::new(table, "pods", Spec::types([address]))
+                .interval()
+                .with_comment("where pods live: not masqueraded"),
+            nodeips: Set::new(table, "nodeips", Spec::types([address]))
+                .interval()
+                .with_comment("addresses of this worker that have NodePorts"),
+            vips: Set::new(table, "vips", Spec::types([address]))
+                .with_comment("live ClusterIPs: other ports are refused"),
+            hairpin: Set::new(table, "hairpin", Spec::types([address, address]))
+                .with_comment("pods here that may be sent to themselves"),
         }
     }
 }
