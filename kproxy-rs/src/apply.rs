@@ -77,7 +77,7 @@ impl Kernel {
     /// When the kernel refuses; the former tables then stay.
     pub fn adopt<'a>(&mut self, entries: impl Iterator<Item = &'a Entry> + Clone) -> linux_net::Result<Adoption> {
         if let Some(steps) = self.difference(entries.clone())? {
-            match self.commit(&steps, true) {
+            match self.commit(&steps) {
                 Err(error) if error.is_full() => {}
                 other => {
                     other?;
@@ -109,7 +109,7 @@ impl Kernel {
             let elements: Vec<_> = clients.filter(|client| has_time(client) && memories.has(client)).collect();
             batch.extend((!elements.is_empty()).then_some(Op::AddElements { set, elements }));
         }
-        self.commit(&[batch], true)
+        self.commit(&[batch])
     }
 
     /// Makes a change to the tables.
@@ -119,7 +119,7 @@ impl Kernel {
     /// When the kernel refuses; then no packet meets anything of the change. If a set has no room for it ([`linux_net::Error::is_full`]),
     /// [`Kernel::replace`] makes some.
     pub fn change(&mut self, change: &Change) -> linux_net::Result<()> {
-        self.commit(&change.steps(&self.layouts), change.touches_chains())
+        self.commit(&change.steps(&self.layouts))
     }
 
     /// Deletes the tables, if they are there.
@@ -129,7 +129,7 @@ impl Kernel {
     /// When the kernel refuses.
     pub fn delete(&mut self) -> linux_net::Result<()> {
         let ops = self.layouts.iter().flat_map(Layout::delete);
-        self.commit(&[ops.collect()], true)
+        self.commit(&[ops.collect()])
     }
 
     /// Ends the connections that a change contradicts, and forgets sticky clients of endpoints that have gone. Returns how many there were.
@@ -160,7 +160,7 @@ impl Kernel {
             let set = layout.clients().clone();
             ops.extend((!elements.is_empty()).then_some(Op::DelElements { set, elements }));
         }
-        match self.commit(&[Batch(ops)], false) {
+        match self.commit(&[Batch(ops)]) {
             // One ran out by itself meanwhile; the others go with the next change, or by themselves too.
             Err(error) if error.is_not_found() => {}
             other => other?,
@@ -261,17 +261,16 @@ impl Kernel {
         Ok(Some([prepare, change, tidy]))
     }
 
-    fn commit(&mut self, steps: &[Batch], touches_chains: bool) -> linux_net::Result<()> {
+    fn commit(&mut self, steps: &[Batch]) -> linux_net::Result<()> {
         let former = self.last.take();
         let before = self.nft.generation()?;
-        let steps = steps.iter().filter(|batch| !batch.0.is_empty());
         let mut count = 0;
-        for batch in steps {
+        for batch in steps.iter().filter(|batch| !batch.0.is_empty()) {
             self.nft.commit(batch)?;
             count += 1;
         }
         let rules = match &former {
-            Some(former) if !touches_chains => former.rules.clone(),
+            Some(former) if steps.iter().all(is_of_elements) => former.rules.clone(),
             _ => rules(&mut self.nft, &self.layouts)?,
         };
         let after = self.nft.generation()?;
@@ -282,6 +281,11 @@ impl Kernel {
         self.last = Some(Snapshot { generation: if is_ours_alone { after } else { before }, rules });
         Ok(())
     }
+}
+
+/// Says whether a batch leaves all chains and their rules as they are.
+fn is_of_elements(batch: &Batch) -> bool {
+    batch.0.iter().all(|op| matches!(op, Op::AddElements { .. } | Op::DelElements { .. }))
 }
 
 /// How much of a change an operation is.

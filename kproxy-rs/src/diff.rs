@@ -62,12 +62,6 @@ impl Change {
         self.removed.is_empty() && self.added.is_empty()
     }
 
-    /// Says whether chains come or go, and not only elements of maps and sets.
-    #[must_use]
-    pub fn touches_chains(&self) -> bool {
-        self.removed.iter().chain(&self.added).any(|entry| matches!(entry, Entry::Class { .. } | Entry::Learn { .. }))
-    }
-
     /// The batches for the kernel, to be committed one after the other.
     ///
     /// The second one makes the change, all of it at once; there deletions go first, since a map refuses a second value for a key that it has. The

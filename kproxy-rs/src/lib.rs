@@ -172,6 +172,8 @@ pub mod slots;
 
 pub mod entry;
 
+pub mod claims;
+
 pub mod few;
 
 pub mod flow;

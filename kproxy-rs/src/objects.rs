@@ -16,9 +16,10 @@ use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
+use crate::claims::Claims;
 use crate::endpoint::Slice;
 use crate::error::ObjectError;
-use crate::few::{FewMap, FewSet};
+use crate::few::FewMap;
 use crate::node::Node;
 use crate::service::{Service, ServiceName};
 
@@ -59,7 +60,7 @@ pub struct Objects {
     /// Which Service each slice belongs to.
     owners: BTreeMap<SliceName, ServiceName>,
     /// Who claims an address; it is served for the first, in the order of names.
-    claims: BTreeMap<IpAddr, FewSet<ServiceName>>,
+    claims: Claims<IpAddr>,
     /// The zones of workers, as far as their objects name one.
     zones: BTreeMap<String, Option<String>>,
     poisoned: BTreeSet<Key>,
@@ -123,7 +124,7 @@ impl Objects {
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         let service = self.services.get(name)?;
         for address in &service.cluster_ips {
-            let holder = self.claims.get(address).and_then(FewSet::first);
+            let holder = self.claims.holder(*address);
             if let Some(holder) = holder.filter(|holder| *holder != name) {
                 warn!(service = %name, %address, %holder, "the ClusterIP belongs to another Service; this one is not served");
                 return None;
@@ -154,9 +155,7 @@ impl Objects {
         let result = match key {
             Key::Service(name) => read::<ServiceObject>("Service", value)
                 .and_then(|object| Service::from_object(&object))
-                .map(|service| {
-                    self.set_service(name, service);
-                }),
+                .map(|service| self.set_service(name, service)),
             Key::Slice { namespace, name } => read::<SliceObject>("EndpointSlice", value).and_then(|object| {
                 let slice = Slice::from_object(namespace, &object)?;
                 if self.set_slice(namespace, name, slice) {
@@ -203,22 +202,7 @@ impl Objects {
             None => self.services.remove(name),
         };
         let former = former.map(|service| service.cluster_ips).unwrap_or_default();
-        // Whoever claims an address that is left may get it; whoever had a new one may lose it.
-        for address in former.iter().filter(|address| !addresses.contains(address)) {
-            let Some(claimants) = self.claims.get_mut(address) else { continue };
-            claimants.remove(name);
-            self.dirty.extend(claimants.first().cloned());
-            if claimants.is_empty() {
-                self.claims.remove(address);
-            }
-        }
-        for address in addresses.iter().filter(|address| !former.contains(address)) {
-            let claimants = self.claims.entry(*address).or_default();
-            claimants.insert(name.clone());
-            if claimants.len() > 1 {
-                self.dirty.extend(claimants.iter().cloned());
-            }
-        }
+        self.dirty.extend(self.claims.change(name, &former, &addresses));
     }
 
     /// Returns whether it is another one than before.

@@ -14,6 +14,7 @@ use std::num::NonZeroU16;
 use ipnet::IpNet;
 use tracing::warn;
 
+use crate::claims::Claims;
 use crate::diff::Change;
 use crate::endpoint::{Candidates, Choice, Slice, candidates_for_any, candidates_for_port};
 use crate::entry::{Entry, Target};
@@ -38,7 +39,7 @@ pub struct Planner {
     shared: BTreeMap<Entry, u32>,
     entry_count: usize,
     /// Who wants a front; the first has it.
-    claims: BTreeMap<Front, FewSet<ServiceName>>,
+    claims: Claims<Front>,
     /// Services that got or lost a front because of another.
     affected: BTreeSet<ServiceName>,
     health_checks: BTreeMap<ServiceName, HealthCheck>,
@@ -107,7 +108,7 @@ impl Planner {
             holdings: BTreeMap::new(),
             shared: BTreeMap::new(),
             entry_count: 0,
-            claims: BTreeMap::new(),
+            claims: Claims::default(),
             affected: BTreeSet::new(),
             health_checks: BTreeMap::new(),
             without_local: BTreeMap::new(),
@@ -152,7 +153,7 @@ impl Planner {
     ) {
         let mut former = self.holdings.remove(name).unwrap_or_default();
         let mut holding = Holding { fronts: service.map(fronts_of).unwrap_or_default(), ..Holding::default() };
-        self.claim(name, &former.fronts, &holding.fronts);
+        self.affected.extend(self.claims.change(name, &former.fronts, &holding.fronts));
         self.health_checks.remove(name);
         if let Some(service) = service {
             Draft { planner: self, name, service, former: &mut former, holding: &mut holding }
@@ -229,29 +230,9 @@ impl Planner {
         self.entry_count
     }
 
-    /// Gives up fronts and claims others; whoever wins or loses one by that is affected.
-    fn claim(&mut self, name: &ServiceName, former: &[Front], wanted: &[Front]) {
-        for front in former.iter().filter(|front| !wanted.contains(front)) {
-            if let Some(claimants) = self.claims.get_mut(front) {
-                let was_first = claimants.first() == Some(name);
-                claimants.remove(name);
-                self.affected.extend(claimants.first().filter(|_| was_first).cloned());
-                if claimants.is_empty() {
-                    self.claims.remove(front);
-                }
-            }
-        }
-        for front in wanted.iter().filter(|front| !former.contains(front)) {
-            let claimants = self.claims.entry(*front).or_default();
-            let holder = claimants.first().cloned();
-            claimants.insert(name.clone());
-            self.affected.extend(holder.filter(|_| claimants.first() == Some(name)));
-        }
-    }
-
     /// Says whether the Service has the front, rather than somebody before it in the order of names.
     fn has_front(&self, name: &ServiceName, place: Place, protocol: Protocol, port: NonZeroU16) -> bool {
-        let holder = self.claims.get(&Front { place, protocol, port }).and_then(FewSet::first);
+        let holder = self.claims.holder(Front { place, protocol, port });
         let is_ours = holder == Some(name);
         if !is_ours {
             let holder = holder.map(ToString::to_string);
