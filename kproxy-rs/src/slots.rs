@@ -83,6 +83,24 @@ impl Widths {
     }
 }
 
+/// The endpoints in their slots: each as often as its weight says, in the smallest numbers that do.
+#[must_use]
+pub fn fill<T: Copy>(targets: &[(T, u8)]) -> Vec<T> {
+    let divisor = targets.iter().map(|(_, weight)| *weight).fold(0, gcd).max(1);
+    let wanted: usize = targets.iter().map(|(_, weight)| usize::from(weight / divisor)).sum();
+    // Weights lose precision before they take more slots than a tag can say, but every endpoint has one.
+    let scale = wanted.div_ceil(usize::from(MAX_NARROW)).max(1);
+    let times = |weight: u8| match usize::from(weight / divisor) {
+        0 => 0,
+        times => (times / scale).max(1),
+    };
+    targets.iter().flat_map(|(target, weight)| std::iter::repeat_n(*target, times(*weight))).collect()
+}
+
+fn gcd(one: u8, other: u8) -> u8 {
+    if other == 0 { one } else { gcd(other, one % other) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

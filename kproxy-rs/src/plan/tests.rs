@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::endpoint::{Condition, Endpoint, SlicePort};
-use crate::service::{Balance, Weights};
+use crate::service::{Balance, Reach, ServicePort, TrafficPolicy, Weights};
+use crate::tag::{EXTERNAL_BIT, LOCAL_BIT, MASQUERADE_BIT, Spread};
 
 fn name(n: u8) -> ServiceName {
     ServiceName::new("shop", format!("s{n}"))
@@ -262,7 +263,7 @@ fn udp_connections_to_what_went_and_from_before_there_was_anything_are_ended() {
 #[test]
 fn weights_become_numbers_of_slots() {
     let slots = |weights: &[u8]| {
-        super::slots::<u16>(&(1..).zip(weights).map(|(target, weight)| (target, *weight)).collect::<Vec<_>>())
+        crate::slots::fill::<u16>(&(1..).zip(weights).map(|(target, weight)| (target, *weight)).collect::<Vec<_>>())
     };
     assert_eq!(slots(&[1, 1]), [1, 2]);
     assert_eq!(slots(&[9, 3]), [1, 1, 1, 2], "the smallest numbers that do");
