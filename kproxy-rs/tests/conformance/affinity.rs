@@ -7,9 +7,7 @@ use serde_json::json;
 
 use crate::support::traffic::{ask, count, serve_tcp};
 use crate::support::{Lab, WORKER_IP, eventually};
-use crate::{VIP, is_done};
-
-const HTTP: &str = "100.64.0.1:80";
+use crate::{HTTP, VIP, is_done};
 
 /// Makes the Service `shop/web`; `None` is one without affinity.
 fn serve(lab: &Lab, seconds: Option<u32>) {

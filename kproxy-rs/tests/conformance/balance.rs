@@ -6,9 +6,8 @@ use crate::support::Lab;
 use crate::support::eventually;
 use crate::support::program::is_ours_only;
 use crate::support::traffic::{ask, count, serve_tcp};
-use crate::{VIP, is_done};
+use crate::{HTTP, VIP, is_done};
 
-const HTTP: &str = "100.64.0.1:80";
 const OURS: &str = "it knows no knetsim.io annotations";
 
 fn serve(lab: &Lab, annotations: &Value) {

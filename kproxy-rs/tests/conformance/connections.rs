@@ -3,7 +3,7 @@
 use crate::support::program::{self, Program, is_ours_only};
 use crate::support::traffic::{ask, connect, echoes, greeting, serve_tcp};
 use crate::support::{Lab, PATIENCE, eventually, nft_in};
-use crate::{VIP, is_done};
+use crate::{HTTP, VIP, is_done, web};
 
 #[test]
 fn connections_survive_a_restart_and_new_ones_never_fail() {
@@ -47,10 +47,7 @@ fn nothing_is_left_after_cleanup() {
     if is_done() {
         return;
     }
-    let mut lab = Lab::new(2);
-    serve_tcp(lab.pod(1), 8080);
-    lab.serve("web", VIP, &[80], &[1]);
-    eventually("the Service is served", || ask(lab.pod(2), &format!("{VIP}:80")).is_ok());
+    let mut lab = web();
     lab.kill_proxy();
     let succeeded = lab.cleanup() && lab.cleanup();
     assert_eq!(lab.nft("list ruleset"), "");
@@ -92,13 +89,9 @@ fn a_packet_out_of_the_window_does_not_reset_its_connection() {
     if is_ours_only("it lets such packets pass, as its iptables mode does not; the connection is reset") || is_done() {
         return;
     }
-    let lab = Lab::new(2);
-    serve_tcp(lab.pod(1), 8080);
-    lab.serve("web", VIP, &[80], &[1]);
-    let to = format!("{VIP}:80");
-    eventually("the Service is served", || ask(lab.pod(2), &to).is_ok());
+    let lab = web();
     for from in [lab.pod(2), &lab.outside] {
-        let stream = connect(from, &to).unwrap();
+        let stream = connect(from, HTTP).unwrap();
         greeting(&stream).unwrap();
         // The server's answers leave with another sequence number for a while, a quarter of all numbers or more ahead: what lies behind
         // conntrack takes for a repetition.

@@ -6,10 +6,9 @@ use serde_json::{Value, json};
 
 use crate::support::traffic::{UdpClient, ask, ask_udp, count, is_refused, serve_tcp, serve_udp};
 use crate::support::{GATEWAY6, Lab, OUTSIDE_IP6, WORKER_IP6, eventually};
-use crate::{VIP, is_done};
+use crate::{HTTP, VIP, is_done};
 
 const VIP6: &str = "fd00:64::1";
-const HTTP: &str = "100.64.0.1:80";
 const HTTP6: &str = "[fd00:64::1]:80";
 
 /// Makes the Service `shop/web` with these addresses, on TCP and UDP port 80.

@@ -6,9 +6,7 @@ use crate::support::objects::{endpoint, endpoint_on, terminating, unready};
 use crate::support::program::{TOO_MUCH, is_ours_only};
 use crate::support::traffic::{answer, ask, count, is_dropped, is_refused, serve_tcp, serve_tcp_as};
 use crate::support::{Lab, OUTSIDE_IP, WORKER_IP, eventually};
-use crate::{VIP, is_done};
-
-const HTTP: &str = "100.64.0.1:80";
+use crate::{HTTP, VIP, is_done};
 
 fn ports() -> [Value; 1] {
     [json!({"name": "http", "port": 8080, "protocol": "TCP"})]

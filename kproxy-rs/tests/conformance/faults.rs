@@ -3,7 +3,7 @@
 use crate::support::program::{self, Program, is_ours_only};
 use crate::support::traffic::{ask, serve_tcp};
 use crate::support::{Lab, eventually};
-use crate::{VIP, is_done};
+use crate::{HTTP, VIP, is_done, web};
 
 #[test]
 fn what_somebody_else_did_to_the_table_is_undone() {
@@ -74,18 +74,14 @@ fn services_are_served_while_etcd_is_away() {
     if is_done() {
         return;
     }
-    let mut lab = Lab::new(2);
-    serve_tcp(lab.pod(1), 8080);
-    lab.serve("web", VIP, &[80], &[1]);
-    let to = format!("{VIP}:80");
-    eventually("the Service is served", || ask(lab.pod(2), &to).is_ok());
+    let mut lab = web();
     lab.stop_etcd();
     if program::tested() == Program::Ours {
         eventually("the proxy knows that etcd is away", || {
             lab.http(10256, "/healthz").unwrap().contains("\"etcdConnected\":false")
         });
     }
-    assert!(ask(lab.pod(2), &to).is_ok());
+    assert!(ask(lab.pod(2), HTTP).is_ok());
     lab.start_etcd();
     lab.serve("late", "100.64.0.2", &[80], &[1]);
     eventually("changes are followed again", || ask(lab.pod(2), "100.64.0.2:80").is_ok());
@@ -97,10 +93,7 @@ fn what_etcd_has_forgotten_is_found_by_listing_anew() {
     if is_done() {
         return;
     }
-    let mut lab = Lab::new(2);
-    serve_tcp(lab.pod(1), 8080);
-    lab.serve("web", VIP, &[80], &[1]);
-    eventually("the Service is served", || ask(lab.pod(2), &format!("{VIP}:80")).is_ok());
+    let mut lab = web();
     lab.while_proxy_sleeps(|lab| {
         lab.stop_etcd();
         lab.start_etcd();

@@ -49,8 +49,22 @@ mod services;
 mod topology;
 mod udp;
 
+use support::traffic::{ask, serve_tcp};
+use support::{Lab, eventually};
+
 /// The ClusterIP of the Service that a test is about.
 const VIP: &str = "100.64.0.1";
+/// The same with the port that most have.
+const HTTP: &str = "100.64.0.1:80";
+
+/// A worker with two pods; the first is the endpoint of the Service `shop/web` at [`HTTP`], which the second reaches.
+fn web() -> Lab {
+    let lab = Lab::new(2);
+    serve_tcp(lab.pod(1), 8080);
+    lab.serve("web", VIP, &[80], &[1]);
+    eventually("the Service is served", || ask(lab.pod(2), HTTP).is_ok());
+    lab
+}
 
 /// Says that the test has no business here: it has run in its sandbox by now.
 fn is_done() -> bool {

@@ -9,7 +9,7 @@ use crate::support::traffic::{
     answer, ask, ask_udp, count, is_dropped, is_refused, is_refused_udp, pings, serve_tcp, serve_udp,
 };
 use crate::support::{GATEWAY, Lab, eventually};
-use crate::{VIP, is_done};
+use crate::{VIP, is_done, web};
 
 #[test]
 fn connections_spread_evenly_and_pods_keep_their_address() {
@@ -134,10 +134,7 @@ fn an_address_that_no_service_has_is_not_answered() {
     if is_done() {
         return;
     }
-    let lab = Lab::new(2);
-    serve_tcp(lab.pod(1), 8080);
-    lab.serve("web", VIP, &[80], &[1]);
-    eventually("the Service is served", || ask(lab.pod(2), &format!("{VIP}:80")).is_ok());
+    let lab = web();
     assert!(is_dropped(lab.pod(2), "100.64.0.99:80"));
 }
 

@@ -5,9 +5,7 @@ use serde_json::{Value, json};
 use crate::support::program::is_ours_only;
 use crate::support::traffic::{answer, serve_tcp};
 use crate::support::{Lab, eventually};
-use crate::{VIP, is_done};
-
-const HTTP: &str = "100.64.0.1:80";
+use crate::{HTTP, VIP, is_done};
 
 /// Pod `n`, somewhere, for clients of a zone or a node.
 fn hinted(n: u8, kind: &str, name: &str) -> Value {
